@@ -1,0 +1,2 @@
+"""Kronserve: an inference microservice for Kronecker-attention models."""
+

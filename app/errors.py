@@ -1,0 +1,80 @@
+"""Every failure a caller can meet, each with its HTTP status.
+
+KronserveError                500
+├── InvalidRequest            400   malformed: cannot be decoded, wrong shape, wrong datatype
+├── UnusableInput             422   decoded, but not something the model can answer
+├── UnknownModel              404
+├── NotAcceptable             406
+├── PayloadTooLarge           413
+├── UnsupportedMediaType      415
+├── Overloaded                429   with Retry-After
+├── InferenceFailed           500
+├── NotSupported              501
+├── Unavailable               503   not ready, unloaded, or shutting down
+└── DeadlineExceeded          504
+
+`app.api` turns them into each protocol's answer; nothing else does.
+"""
+
+from __future__ import annotations
+
+
+class KronserveError(Exception):
+    """Base of the tree. `field` names the part of the request at fault, where there is one."""
+
+    status = 500
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class InvalidRequest(KronserveError):
+    status = 400
+
+
+class UnusableInput(KronserveError):
+    status = 422
+
+
+class UnknownModel(KronserveError):
+    status = 404
+
+
+class NotAcceptable(KronserveError):
+    status = 406
+
+
+class PayloadTooLarge(KronserveError):
+    status = 413
+
+
+class UnsupportedMediaType(KronserveError):
+    status = 415
+
+
+class Overloaded(KronserveError):
+    """The queue is full. `retry_after` is in seconds."""
+
+    status = 429
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class InferenceFailed(KronserveError):
+    status = 500
+
+
+class NotSupported(KronserveError):
+    status = 501
+
+
+class Unavailable(KronserveError):
+    status = 503
+
+
+class DeadlineExceeded(KronserveError):
+    status = 504

@@ -1,0 +1,153 @@
+"""The bundle's contract: what `export` writes beside model.onnx is what `app` reads.
+
+A bundle is a folder NAME/VERSION holding manifest.json (this file's `Manifest`), model.onnx (the graph) and
+weights.safetensors (every weight once; model.onnx points into it as ONNX external data).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"
+]
+"""Tensor datatypes as the Open Inference Protocol names them."""
+
+
+class Part(BaseModel):
+    """Base of every part of the manifest: unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(Part):
+    """One input or output of the graph. A dynamic axis is -1; `axes` names every axis, the batch first."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    axes: tuple[str, ...] = ()
+
+
+class Reorient(Part):
+    """Turn the volume's axes to the given anatomical orientation, when the file carries an affine."""
+
+    op: Literal["reorient"] = "reorient"
+    axcodes: Literal["RAS"] = "RAS"
+
+
+class Binarise(Part):
+    """Mask input: 1 where the voxel is above the threshold, else 0."""
+
+    op: Literal["binarise"] = "binarise"
+    threshold: float = 0.0
+
+
+class Resize(Part):
+    """Resample to a fixed grid; `area` averages the source voxels that each target voxel covers."""
+
+    op: Literal["resize"] = "resize"
+    shape: tuple[int, int, int]
+    method: Literal["area"] = "area"
+
+
+Step = Annotated[Reorient | Binarise | Resize, Field(discriminator="op")]
+"""One step of a volume's preprocessing, applied in the order of the manifest."""
+
+
+class Forecasting(Part):
+    """A forecaster: the last `lookback` steps of every variate in, `horizon` steps of every variate out.
+
+    `standardise`: each variate's window is brought to mean 0, standard deviation 1 in float64 before the graph and back
+    after it, so that a forecast follows the unit of its series.
+    """
+
+    kind: Literal["forecasting"] = "forecasting"
+    lookback: int = Field(gt=0)
+    horizon: int = Field(gt=0)
+    standardise: bool = True
+    variates: tuple[str, ...] = ()
+    """Names of the variates it was trained on; any number of any others is accepted."""
+    frequency: str | None = None
+    """Sampling step of the training data as a pandas offset alias ("h", "10min")."""
+
+
+class VolumeClassification(Part):
+    """A classifier of single-channel volumes; one logit per label."""
+
+    kind: Literal["volume-classification"] = "volume-classification"
+    labels: tuple[str, ...] = Field(min_length=2)
+    preprocessing: tuple[Step, ...] = ()
+
+
+Task = Annotated[Forecasting | VolumeClassification, Field(discriminator="kind")]
+
+
+class File(Part):
+    """One file of the bundle, checked at load."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class ParityCase(Part):
+    """Largest difference between ONNX Runtime and PyTorch at one input shape.
+
+    `relative` is the largest absolute error over the largest absolute value of the reference output.
+    """
+
+    shape: tuple[int, ...]
+    absolute: float
+    relative: float
+
+
+class Parity(Part):
+    """The export's proof: every case stayed within `tolerance` (relative to the output's scale)."""
+
+    tolerance: float
+    cases: tuple[ParityCase, ...] = Field(min_length=1)
+
+    @property
+    def worst(self) -> ParityCase:
+        return max(self.cases, key=lambda case: case.relative)
+
+
+class Provenance(Part):
+    """Where the weights and the graph come from."""
+
+    config: dict[str, Any]
+    """The model's config.json: enough to build the PyTorch module again."""
+    weights_sha256: str
+    training: dict[str, Any] = {}
+    """Recipe, seed, data hash and software versions of the training run, when it was trained here."""
+    versions: dict[str, str]
+    opset: int
+    created: str
+    """ISO 8601, UTC."""
+
+
+class Manifest(Part):
+    """Everything the service and its users need to know about one version of one model."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[1-9][0-9]*$")
+    description: str = ""
+    task: Task
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    provenance: Provenance
+    parity: Parity
+    metrics: dict[str, Any] = {}
+    """Measured by `kronserve evaluate`: {"split": .., "values": {..}}."""
+    data_licence: str = ""
+    intended_use: str = ""
+    files: dict[str, File]
+
+    @model_validator(mode="after")
+    def _has_its_files(self) -> Manifest:
+        if "model.onnx" not in self.files:
+            raise ValueError("files must list model.onnx")
+        return self

@@ -1,0 +1,34 @@
+"""Every knob of the service, with unit and default; read from KRONSERVE_* environment variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Sizes are bytes, times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="KRONSERVE_", frozen=True, extra="forbid")
+
+    repository: Path = Field(Path("model_repository"), description="Folder of NAME/VERSION bundles.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto: CUDA when a GPU is usable, else CPU.")
+    executors: int = Field(0, ge=0, description="Threads that run batches; 0: one per CPU core, 2 per GPU.")
+    max_batch: int = Field(0, ge=0, description="Rows per batch; 0: chosen per device.")
+    max_queue: int = Field(1024, gt=0, description="Requests that may wait; past it the answer is 429.")
+    request_timeout: float = Field(30.0, gt=0, description="Longest wait for an answer, seconds; past it 504.")
+    shutdown_grace: float = Field(30.0, ge=0, description="Seconds that accepted requests get after SIGTERM.")
+    max_body_bytes: int = Field(100 * MIB, gt=0, description="Largest request body; past it 413.")
+    max_decoded_bytes: int = Field(256 * MIB, gt=0, description="Largest decompressed file; past it 413.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
+
+    def cpu_cores(self) -> int:
+        """Cores this process may use (its affinity, not the machine's count)."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,42 @@
+"""The volume classifier of arXiv 2412.02919, section 6.2: patches of a volume, attention over their order-3 grid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.block import Block
+from models.config import ClassifierConfig, attention_module
+
+
+class VolumeClassifier(nn.Module):
+    """x (b, 1, D, H, W) -> logits (b, classes). D, H, W are the config's, each divisible by the patch.
+
+    position "learned" adds one vector per grid cell; rotary positions, if any, are in the attention.
+    """
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        if any(size % config.patch for size in config.volume):
+            raise ValueError(f"volume {config.volume} is not divisible by patch {config.patch}")
+        grid = [size // config.patch for size in config.volume]
+        self.embed = nn.Conv3d(1, config.dim, config.patch, stride=config.patch)
+        self.position = (
+            nn.Parameter(torch.randn(*grid, config.dim) * 0.02) if config.position == "learned" else None
+        )
+        self.blocks = nn.ModuleList(
+            Block(attention_module(config, order=3), config.dim, config.hidden, config.dropout)
+            for _ in range(config.depth)
+        )
+        self.head_norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.dim, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).movedim(1, -1)  # (b, D/p, H/p, W/p, d)
+        if self.position is not None:
+            tokens = tokens + self.position
+        tokens = self.dropout(tokens)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(self.dropout(self.head_norm(tokens.mean(dim=(1, 2, 3)))))

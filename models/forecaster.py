@@ -1,0 +1,47 @@
+"""The forecaster of arXiv 2412.02919, section 6.1: patches of every variate, attention over the [variates, patches] grid."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models.block import Block
+from models.config import ForecasterConfig, attention_module
+
+EPSILON = 1e-5
+
+
+class Forecaster(nn.Module):
+    """x (b, n, lookback) -> forecast (b, n, horizon), for any number n of variates and in the unit of x.
+
+    Instance normalisation per series (RevIN without affine, biased variance), non-overlapping patches, blocks, readout.
+    readout "mean": the paper's mean over time; "flatten": all patches of a variate to the head (PatchTST, arXiv 2211.14730).
+    """
+
+    def __init__(self, config: ForecasterConfig) -> None:
+        super().__init__()
+        if config.lookback % config.patch:
+            raise ValueError(f"lookback {config.lookback} is not divisible by patch {config.patch}")
+        self.config = config
+        patches = config.lookback // config.patch
+        self.embed = nn.Conv1d(1, config.dim, config.patch, stride=config.patch)
+        self.embed_norm = nn.LayerNorm(config.dim)
+        self.blocks = nn.ModuleList(
+            Block(attention_module(config, order=2), config.dim, config.hidden, config.dropout)
+            for _ in range(config.depth)
+        )
+        features = config.dim * (patches if config.readout == "flatten" else 1)
+        self.head_norm = nn.LayerNorm(features)
+        self.head = nn.Linear(features, config.horizon)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(dim=-1, keepdim=True)
+        scale = (x.var(dim=-1, keepdim=True, correction=0) + EPSILON).sqrt()
+        series = ((x - mean) / scale).flatten(0, 1).unsqueeze(1)  # (b n, 1, lookback)
+        tokens = self.embed(series).relu().transpose(1, 2)  # (b n, patches, d)
+        tokens = self.dropout(self.embed_norm(tokens)).unflatten(0, x.shape[:2])  # (b, n, patches, d)
+        for block in self.blocks:
+            tokens = block(tokens)
+        features = tokens.flatten(-2) if self.config.readout == "flatten" else tokens.mean(dim=-2)
+        forecast = self.head(self.dropout(self.head_norm(features)))  # (b, n, horizon)
+        return forecast * scale + mean
