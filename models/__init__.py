@@ -1,1 +1,1 @@
-"""PyTorch modules of the two papers: Higher-Order Transformers (HOT) and, on the same interfaces, Kronecker attention."""
+"""PyTorch modules of Higher-Order Transformers (HOT): the mathematics and nothing else."""

@@ -2,8 +2,8 @@
 
 Every module maps (b, N1, ..., Nk, d) to the same shape; `N = N1 ... Nk` tokens, h heads of width e = d / h.
 
-HOT, "Higher-Order Transformers" (Omranpour, Rabusseau, Rabbany; arXiv 2412.02919), section 4: one small attention matrix
-A_i (Ni x Ni) per mode replaces the N x N matrix, by their Kronecker product or their sum:
+HOT, "Higher-Order Transformers" (Omranpour, Rabusseau, Rabbany; arXiv 2412.02919), section 4: one small attention
+matrix A_i (Ni x Ni) per mode replaces the N x N matrix, by their Kronecker product or their sum:
 
     product:  y = v x_1 A_1 x_2 A_2 ... x_k A_k        sum:  y = v x_1 A_1 + ... + v x_k A_k
 
@@ -61,10 +61,10 @@ def hot_sum(value: Tensor, queries: Sequence[Tensor], keys: Sequence[Tensor]) ->
     return result.movedim(1, -2)
 
 
-_library = torch.library.Library("kronserve", "DEF")
+_library = torch.library.Library("kronserve", "DEF")  # type: ignore[no-untyped-call]
 for _core in (hot_product, hot_sum):
-    _library.define(f"{_core.__name__}(Tensor value, Tensor[] queries, Tensor[] keys) -> Tensor")
-    _library.impl(_core.__name__, _core, "CompositeImplicitAutograd")
+    _library.define(f"{_core.__name__}(Tensor value, Tensor[] queries, Tensor[] keys) -> Tensor")  # type: ignore[no-untyped-call]
+    _library.impl(_core.__name__, _core, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 
 CORES: dict[Combine, Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]] = {
     "product": torch.ops.kronserve.hot_product,
@@ -85,8 +85,8 @@ def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
 class HOTAttention(nn.Module):
     """HOT's higher-order attention over an order-k grid; (b, N1, ..., Nk, d) -> same. arXiv 2412.02919, section 4.
 
-    Queries and keys of mode i are the tokens' projections sum-pooled over all the other modes. The projection is linear,
-    so the tokens are pooled first and the few pooled vectors projected: same numbers, fewer multiplications.
+    Queries and keys of mode i are the tokens' projections sum-pooled over all the other modes. The projection is
+    linear, so the tokens are pooled first and the few pooled vectors projected: same numbers, fewer multiplications.
 
     dim: token width d, divisible by heads. order: k. combine: how the k attentions become one.
     rotary: modes (counted from 0) whose queries and keys carry a rotary position embedding; needs an even d / h.
@@ -96,6 +96,8 @@ class HOTAttention(nn.Module):
         self, dim: int, order: int, heads: int, combine: Combine = "product", rotary: Sequence[int] = ()
     ) -> None:
         super().__init__()
+        if order < 1:
+            raise ValueError(f"order must be at least 1, got {order}")
         if dim % heads:
             raise ValueError(f"dim {dim} is not divisible by heads {heads}")
         if any(not 0 <= mode < order for mode in rotary):
@@ -116,7 +118,7 @@ class HOTAttention(nn.Module):
         dim = pooled.shape[-1]
         rows = slice(mode * dim, (mode + 1) * dim)
         vectors = F.linear(pooled, projection.weight[rows]) + count * projection.bias[rows]
-        vectors = norm(vectors.unflatten(-1, (self.heads, dim // self.heads)))
+        vectors = norm(vectors.reshape(*vectors.shape[:-1], self.heads, dim // self.heads))
         return rotate(vectors) if mode in self.rotary else vectors
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +131,8 @@ class HOTAttention(nn.Module):
             queries.append(self._pooled(pooled, count, mode, self.query, self.query_norm))
             keys.append(self._pooled(pooled, count, mode, self.key, self.key_norm))
         value = self.value(x).unflatten(-1, (self.heads, dim // self.heads))  # (b, N1, ..., Nk, h, e)
-        return self.out(self.core(value, queries, keys).flatten(-2))
+        mixed: Tensor = self.out(self.core(value, queries, keys).flatten(-2))
+        return mixed
 
 
 class FullAttention(nn.Module):
@@ -147,7 +150,8 @@ class FullAttention(nn.Module):
 
     def _split(self, x: Tensor, projection: nn.Linear) -> Tensor:
         dim = x.shape[-1]
-        return projection(x).unflatten(-1, (self.heads, dim // self.heads)).transpose(1, 2)  # (b, h, N, e)
+        split: Tensor = projection(x).reshape(*x.shape[:-1], self.heads, dim // self.heads).transpose(1, 2)
+        return split  # (b, h, N, e)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(1, -2)  # (b, N, d)
@@ -156,4 +160,5 @@ class FullAttention(nn.Module):
             mixed = F.scaled_dot_product_attention(query, key, value)
         else:
             mixed = torch.softmax(query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5, dim=-1) @ value
-        return self.out(mixed.transpose(1, 2).flatten(-2)).reshape(x.shape)
+        output: Tensor = self.out(mixed.transpose(1, 2).flatten(-2)).reshape(x.shape)
+        return output

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 class SwiGLU(nn.Module):
@@ -16,7 +16,8 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(dim, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gated: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return gated
 
 
 class Block(nn.Module):
@@ -32,4 +33,5 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x)))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        output: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return output

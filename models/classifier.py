@@ -17,13 +17,9 @@ class VolumeClassifier(nn.Module):
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
-        if any(size % config.patch for size in config.volume):
-            raise ValueError(f"volume {config.volume} is not divisible by patch {config.patch}")
         grid = [size // config.patch for size in config.volume]
         self.embed = nn.Conv3d(1, config.dim, config.patch, stride=config.patch)
-        self.position = (
-            nn.Parameter(torch.randn(*grid, config.dim) * 0.02) if config.position == "learned" else None
-        )
+        self.position = nn.Parameter(torch.randn(*grid, config.dim) * 0.02) if config.position == "learned" else None
         self.blocks = nn.ModuleList(
             Block(attention_module(config, order=3), config.dim, config.hidden, config.dropout)
             for _ in range(config.depth)
@@ -39,4 +35,5 @@ class VolumeClassifier(nn.Module):
         tokens = self.dropout(tokens)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.head(self.dropout(self.head_norm(tokens.mean(dim=(1, 2, 3)))))
+        logits: Tensor = self.head(self.dropout(self.head_norm(tokens.mean(dim=(1, 2, 3)))))
+        return logits

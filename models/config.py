@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
 from models.attention import FullAttention, HOTAttention
 
 AttentionKind = Literal["hot-product", "hot-sum", "full"]
+Readout = Literal["mean", "flatten"]
+Position = Literal["none", "learned"]
 
 
 @dataclass(frozen=True)
 class ForecasterConfig:
-    """Forecaster over a [variates, patches] grid. Defaults: the HOT paper's configuration (arXiv 2412.02919, section 6)."""
+    """Forecaster over a [variates, patches] grid. Defaults: the HOT paper's (arXiv 2412.02919, section 6).
+
+    lookback, horizon, patch: time steps; the patch divides the lookback. rotary: modes, 0 the variates and 1 the time;
+    full attention has no modes and takes no notice of it. ValueError: a value that cannot be built.
+    """
 
     kind: ClassVar[str] = "forecaster"
     lookback: int = 96
@@ -31,12 +37,24 @@ class ForecasterConfig:
     dropout: float = 0.1
     attention: AttentionKind = "hot-product"
     rotary: tuple[int, ...] = (1,)
-    readout: Literal["mean", "flatten"] = "mean"
+    readout: Readout = "mean"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "lookback", "horizon", "patch", "dim", "depth", "heads", "hidden")
+        _require_dropout(self.dropout)
+        _require_one_of("attention", self.attention, get_args(AttentionKind))
+        _require_one_of("readout", self.readout, get_args(Readout))
+        if self.lookback % self.patch:
+            raise ValueError(f"lookback {self.lookback} is not divisible by patch {self.patch}")
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Classifier of single-channel volumes of one fixed size, over a [D/p, H/p, W/p] grid."""
+    """Classifier of single-channel volumes of one fixed size, over a [D/p, H/p, W/p] grid.
+
+    volume, patch: voxels; the patch divides every side. rotary: modes 0..2, as in `ForecasterConfig`.
+    ValueError: a value that cannot be built.
+    """
 
     kind: ClassVar[str] = "volume-classifier"
     volume: tuple[int, int, int] = (32, 32, 32)
@@ -49,10 +67,37 @@ class ClassifierConfig:
     dropout: float = 0.1
     attention: AttentionKind = "hot-product"
     rotary: tuple[int, ...] = ()
-    position: Literal["none", "learned"] = "learned"
+    position: Position = "learned"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "classes", "patch", "dim", "depth", "heads", "hidden")
+        _require_dropout(self.dropout)
+        _require_one_of("attention", self.attention, get_args(AttentionKind))
+        _require_one_of("position", self.position, get_args(Position))
+        if len(self.volume) != 3:
+            raise ValueError(f"volume must have three sides, got {self.volume}")
+        if any(side <= 0 or side % self.patch for side in self.volume):
+            raise ValueError(f"volume {self.volume} is not divisible by patch {self.patch}")
 
 
 Config = ForecasterConfig | ClassifierConfig
+
+
+def _require_positive(config: Config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def _require_dropout(value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {value!r}")
+
+
+def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def attention_module(config: Config, order: int) -> nn.Module:
@@ -70,19 +115,20 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> Config:
     """The config that `to_dict` wrote. ValueError names an unknown kind or key, or a value that is not allowed."""
-    values = dict(values)
-    kind = values.pop("kind", None)
+    keywords: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    kind = keywords.pop("kind", None)
     for cls in (ForecasterConfig, ClassifierConfig):
         if cls.kind == kind:
             known = {field.name for field in dataclasses.fields(cls)}
-            if unknown := sorted(set(values) - known):
-                raise ValueError(f"config.json: unknown keys {', '.join(unknown)} for kind {kind!r}")
-            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-    raise ValueError(f"config.json: unknown kind {kind!r}")
+            if unknown := sorted(set(keywords) - known):
+                raise ValueError(f"unknown keys {', '.join(unknown)} for kind {kind!r}")
+            return cls(**keywords)
+    raise ValueError(f"unknown kind {kind!r}; known: {ForecasterConfig.kind}, {ClassifierConfig.kind}")
 
 
 def build(config: Config) -> nn.Module:
     """A freshly initialised module for `config`."""
+    # Here, not above: both modules import `attention_module` from this file.
     from models.classifier import VolumeClassifier
     from models.forecaster import Forecaster
 

@@ -1,4 +1,4 @@
-"""The forecaster of arXiv 2412.02919, section 6.1: patches of every variate, attention over the [variates, patches] grid."""
+"""The forecaster of arXiv 2412.02919, section 6.1: patches of every variate, attention over [variates, patches]."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ class Forecaster(nn.Module):
     """x (b, n, lookback) -> forecast (b, n, horizon), for any number n of variates and in the unit of x.
 
     Instance normalisation per series (RevIN without affine, biased variance), non-overlapping patches, blocks, readout.
-    readout "mean": the paper's mean over time; "flatten": all patches of a variate to the head (PatchTST, arXiv 2211.14730).
+    readout "mean": the paper's mean over time; "flatten": all patches of a variate side by side, as in PatchTST
+    (arXiv 2211.14730).
     """
 
     def __init__(self, config: ForecasterConfig) -> None:
         super().__init__()
-        if config.lookback % config.patch:
-            raise ValueError(f"lookback {config.lookback} is not divisible by patch {config.patch}")
         self.config = config
         patches = config.lookback // config.patch
         self.embed = nn.Conv1d(1, config.dim, config.patch, stride=config.patch)
@@ -44,4 +43,5 @@ class Forecaster(nn.Module):
             tokens = block(tokens)
         features = tokens.flatten(-2) if self.config.readout == "flatten" else tokens.mean(dim=-2)
         forecast = self.head(self.dropout(self.head_norm(features)))  # (b, n, horizon)
-        return forecast * scale + mean
+        restored: Tensor = forecast * scale + mean
+        return restored
