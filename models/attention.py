@@ -117,7 +117,7 @@ class HOTAttention(nn.Module):
         """Sum over `count` tokens of their projections, from the tokens' sum: (b, Ni, d) -> (b, Ni, h, e)."""
         dim = pooled.shape[-1]
         rows = slice(mode * dim, (mode + 1) * dim)
-        vectors = F.linear(pooled, projection.weight[rows]) + count * projection.bias[rows]
+        vectors = F.linear(pooled, projection.weight[rows], count * projection.bias[rows])
         vectors = norm(vectors.reshape(*vectors.shape[:-1], self.heads, dim // self.heads))
         return rotate(vectors) if mode in self.rotary else vectors
 
