@@ -11,7 +11,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Datatype = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BF16",
+    "BYTES",
 ]
 """Tensor datatypes as the Open Inference Protocol names them."""
 
@@ -101,6 +114,8 @@ class ParityCase(Part):
     shape: tuple[int, ...]
     absolute: float
     relative: float
+    inputs: str = ""
+    """What the inputs were: "random", "constant", "scaled by 1e6", ..; the worst kind at this shape."""
 
 
 class Parity(Part):
@@ -108,6 +123,8 @@ class Parity(Part):
 
     tolerance: float
     cases: tuple[ParityCase, ...] = Field(min_length=1)
+    rounding: dict[str, float] = {}
+    """Largest relative distance from PyTorch in float64 of "pytorch" (float32) and "onnxruntime": alike, it is rounding."""
 
     @property
     def worst(self) -> ParityCase:

@@ -1,0 +1,223 @@
+"""Writes a bundle NAME/VERSION: proven in a temporary folder beside its place, then visible by one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import onnx
+from pydantic import TypeAdapter, ValidationError
+
+from app.manifest import (
+    File,
+    Forecasting,
+    Manifest,
+    Provenance,
+    Resize,
+    Task,
+    TensorSpec,
+    VolumeClassification,
+)
+from export import verify
+from export.checkpoint import WEIGHTS, Checkpoint, ExportError, load_module
+from export.trace import signature, trace, with_functions
+from export.weights import refer_to
+from models.config import Config, ForecasterConfig, to_dict
+
+GRAPH, MANIFEST = "model.onnx", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export as what. None and empty values are taken from the training or the bundle exported before."""
+
+    name: str
+    version: str
+    repository: Path
+    opset: int = 20
+    tolerance: float = 1e-5
+    labels: tuple[str, ...] = ()
+    variates: tuple[str, ...] = ()
+    frequency: str | None = None
+    description: str | None = None
+    data_licence: str | None = None
+    intended_use: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    force: bool = False
+    """Replace the version if it exists."""
+
+
+def task(checkpoint: Checkpoint, request: Request) -> Task:
+    """The manifest's task: the training's own, or one made of the config, with the request's values on top."""
+    config = checkpoint.config
+    if checkpoint.manifest is not None:
+        base: Task = checkpoint.manifest.task
+    elif "task" in checkpoint.training:
+        try:
+            base = TypeAdapter[Task](Task).validate_python(checkpoint.training["task"])
+        except ValidationError as error:
+            raise ExportError(f"training.json: task is not one a manifest can hold: {error}") from error
+    elif isinstance(config, ForecasterConfig):
+        base = Forecasting(lookback=config.lookback, horizon=config.horizon)
+    else:
+        labels = request.labels or tuple(f"class {index}" for index in range(config.classes))
+        base = VolumeClassification(labels=labels, preprocessing=(Resize(shape=config.volume),))
+    if isinstance(base, Forecasting):
+        if request.labels:
+            raise ExportError("labels belong to classifiers; this is a forecaster")
+        base = base.model_copy(
+            update={
+                "variates": request.variates or base.variates,
+                "frequency": request.frequency or base.frequency,
+            }
+        )
+    else:
+        if request.variates or request.frequency:
+            raise ExportError("variates and frequency belong to forecasters; this is a classifier")
+        base = base.model_copy(update={"labels": request.labels or base.labels})
+    _check_task(base, config)
+    return base
+
+
+def _check_task(base: Task, config: Config) -> None:
+    if isinstance(base, Forecasting) is not isinstance(config, ForecasterConfig):
+        raise ExportError(f"the task {base.kind!r} does not fit a model of kind {config.kind!r}")
+    if isinstance(base, Forecasting) and isinstance(config, ForecasterConfig):
+        if (base.lookback, base.horizon) != (config.lookback, config.horizon):
+            raise ExportError(
+                f"the task's lookback and horizon {base.lookback}, {base.horizon} are not the config's "
+                f"{config.lookback}, {config.horizon}"
+            )
+    elif isinstance(base, VolumeClassification) and not isinstance(config, ForecasterConfig):
+        if len(base.labels) != config.classes:
+            raise ExportError(f"{len(base.labels)} labels ({', '.join(base.labels)}) for {config.classes} classes")
+        sizes = [step.shape for step in base.preprocessing if isinstance(step, Resize)]
+        if not sizes or sizes[-1] != config.volume:
+            raise ExportError(f"the task's preprocessing does not end in a resize to the config's {config.volume}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the software that took part in the export."""
+    found = {}
+    for package in ("kronserve", "torch", "onnx", "onnxscript", "safetensors"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    import onnxruntime
+
+    return {**found, "onnxruntime": onnxruntime.__version__}
+
+
+def _file(path: Path) -> File:
+    with path.open("rb") as file:
+        return File(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)
+
+
+def export_bundle(
+    checkpoint: Checkpoint, request: Request, evaluate: Callable[[Path], dict[str, Any]] | None = None
+) -> tuple[Path, Manifest]:
+    """Trace, prove and write one version; returns its folder and manifest.
+
+    evaluate: called with the finished bundle before it becomes visible, returns the manifest's metrics.
+    ExportError (ParityError among them): nothing was written.
+    """
+    # Everything that can be refused without tracing comes first.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", request.name):
+        raise ExportError(f"name {request.name!r}: letters, digits, '.', '_', '-', beginning with a letter or digit")
+    if not re.fullmatch(r"[1-9][0-9]*", request.version):
+        raise ExportError(f"version {request.version!r}: a whole number from 1 on, without leading zeros")
+    target = request.repository / request.name / request.version
+    if target.exists() and not request.force:
+        raise ExportError(f"{target} exists; choose another version, or --force to replace it")
+    described, module = task(checkpoint, request), load_module(checkpoint)
+    try:
+        model = trace(module, checkpoint.config, request.opset)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    with _staged(target) as folder:
+        shutil.copyfile(checkpoint.weights, folder / WEIGHTS)
+        refer_to(model, folder / WEIGHTS)
+        onnx.save(with_functions(model), folder / GRAPH)
+        verify.check_graph(folder / GRAPH)
+        parity = verify.measure(folder / GRAPH, module, checkpoint.config, request.tolerance)
+        manifest = _manifest(checkpoint, request, described, parity, folder)
+        _write(manifest, folder)
+        if evaluate is not None:
+            manifest = manifest.model_copy(update={"metrics": evaluate(folder)})
+            _write(manifest, folder)
+    return target, manifest
+
+
+def _manifest(
+    checkpoint: Checkpoint, request: Request, described: Task, parity: verify.Parity, folder: Path
+) -> Manifest:
+    sig, before, training = signature(checkpoint.config), checkpoint.manifest, checkpoint.training
+    recipe = training.get("recipe", {})
+    files = {name: _file(folder / name) for name in (GRAPH, WEIGHTS)}
+    return Manifest(
+        name=request.name,
+        version=request.version,
+        description=_first(request.description, before and before.description, recipe.get("description")),
+        task=described,
+        inputs=(TensorSpec(name=sig.input, datatype="FP32", shape=sig.input_shape, axes=sig.input_axes),),
+        outputs=(TensorSpec(name=sig.output, datatype="FP32", shape=sig.output_shape, axes=sig.output_axes),),
+        provenance=Provenance(
+            config=to_dict(checkpoint.config),
+            weights_sha256=files[WEIGHTS].sha256,
+            training=training,
+            versions=versions(),
+            opset=request.opset,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+        parity=parity,
+        metrics=request.metrics,
+        data_licence=_first(request.data_licence, before and before.data_licence, training.get("data_licence")),
+        intended_use=_first(request.intended_use, before and before.intended_use, recipe.get("intended_use")),
+        files=files,
+    )
+
+
+def _first(*values: Any) -> str:
+    return next((str(value) for value in values if value is not None), "")
+
+
+def _write(manifest: Manifest, folder: Path) -> None:
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block succeeds and vanishes when it fails.
+
+    Its name begins with a dot, so a service that scans the repository meanwhile does not see it as a version.
+    """
+    created = [parent for parent in (target.parent.parent, target.parent) if not parent.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp's folder is for its owner alone; a service may run as somebody else
+        replaced = None
+        if target.exists():
+            replaced = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            os.replace(target, replaced)
+        os.rename(folder, target)
+        if replaced is not None:
+            shutil.rmtree(replaced)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in reversed(created):
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise

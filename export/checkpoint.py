@@ -1,0 +1,99 @@
+"""What an export starts from: a checkpoint folder, or a bundle that was exported before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from app.manifest import Manifest
+from models.config import Config, build, from_dict
+
+WEIGHTS = "weights.safetensors"
+
+
+class ExportError(Exception):
+    """The export cannot be made; the message says what is wrong and where."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """config.json, weights.safetensors and, when trained here, training.json; a bundle has the same in its manifest."""
+
+    config: Config
+    weights: Path
+    training: dict[str, Any]
+    manifest: Manifest | None
+    """The bundle's, when the export starts from one."""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ExportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ExportError(f"{path} must hold a JSON object, not {type(values).__name__}")
+    return values
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint or bundle in `folder`. ExportError names the missing or malformed file and key."""
+    if not folder.is_dir():
+        raise ExportError(f"{folder}: no such folder")
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise ExportError(f"{weights}: no such file")
+    manifest = None
+    if (folder / "config.json").is_file():
+        values = _json(folder / "config.json")
+        training = _json(folder / "training.json") if (folder / "training.json").is_file() else {}
+    elif (folder / "manifest.json").is_file():
+        try:
+            manifest = Manifest.model_validate(_json(folder / "manifest.json"))
+        except ValidationError as error:
+            raise ExportError(f"{folder / 'manifest.json'} is not a manifest: {error}") from error
+        values, training = manifest.provenance.config, manifest.provenance.training
+    else:
+        raise ExportError(f"{folder} has neither config.json (a checkpoint) nor manifest.json (a bundle)")
+    try:
+        return Checkpoint(from_dict(values), weights, training, manifest)
+    except (ValueError, TypeError) as error:
+        raise ExportError(f"{folder}: {error}") from error
+
+
+def load_module(checkpoint: Checkpoint) -> nn.Module:
+    """The checkpoint's module in float32, in inference mode.
+
+    ExportError: the file is corrupt, or its tensors are not the module's; names, shapes and datatypes are listed. Weights
+    must be stored as the module holds them, because the graph reads the very file.
+    """
+    try:
+        stored = load_file(checkpoint.weights)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ExportError(f"{checkpoint.weights} is not a readable safetensors file: {error}") from error
+    module = build(checkpoint.config)
+    wanted = module.state_dict()
+    faults = [f"missing {name}" for name in wanted if name not in stored]
+    faults += [f"unexpected {name}" for name in stored if name not in wanted]
+    for name in sorted(wanted.keys() & stored.keys()):
+        have, want = stored[name], wanted[name]
+        if have.shape != want.shape:
+            faults.append(f"{name} has shape {tuple(have.shape)} instead of {tuple(want.shape)}")
+        elif have.dtype != want.dtype:
+            faults.append(f"{name} is {have.dtype} instead of {want.dtype}")
+        elif have.is_floating_point() and not bool(torch.isfinite(have).all()):
+            faults.append(f"{name} holds NaN or infinity")
+    if faults:
+        raise ExportError(f"{checkpoint.weights} does not fit its config: " + "; ".join(faults))
+    module.load_state_dict(stored)
+    return module.eval()

@@ -1,0 +1,164 @@
+"""The commands `kronserve export` and `kronserve inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+_EXPORT_EXAMPLES = """\
+examples:
+  kronserve export runs/hot-etth1 --name hot-etth1 --version 1
+  kronserve export my-checkpoint --name adrenal --version 3 --labels normal,hyperplasia --repository /srv/models
+  kronserve export model_repository/hot-etth1/1 --name hot-etth1 --version 2     (a bundle, exported anew)
+"""
+
+_INSPECT_EXAMPLES = """\
+examples:
+  kronserve inspect model_repository/hot-etth1/1
+  kronserve inspect model_repository/hot-adrenal/1 --json
+"""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name")
+    return names
+
+
+def _tolerance(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number from 0 on")
+    return value
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kronserve export",
+        description="Turn a checkpoint (config.json, weights.safetensors, training.json if trained here) or a bundle "
+        "into a verified ONNX bundle REPOSITORY/NAME/VERSION. A failed check writes nothing and exits with 1.",
+        epilog=_EXPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of the checkpoint or bundle")
+    parser.add_argument("--name", required=True, help="the model's name in the repository")
+    parser.add_argument("--version", required=True, help="a whole number from 1 on")
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
+    parser.add_argument("--opset", type=int, default=20, help="default: %(default)s")
+    parser.add_argument(
+        "--tolerance",
+        type=_tolerance,
+        default=1e-5,
+        help="largest error against PyTorch, relative to the output's scale; default: %(default)s",
+    )
+    parser.add_argument("--labels", type=_names, default=(), metavar="A,B,..", help="a classifier's labels, in order")
+    parser.add_argument("--variates", type=_names, default=(), metavar="A,B,..", help="variates a forecaster learned")
+    parser.add_argument("--frequency", metavar="ALIAS", help="a forecaster's sampling step: h, 10min, D")
+    parser.add_argument("--description", metavar="TEXT", help="what the model is")
+    parser.add_argument("--data-licence", metavar="TEXT", help="licence of the training data")
+    parser.add_argument("--intended-use", metavar="TEXT", help="what the model is for, and what not")
+    measured = parser.add_mutually_exclusive_group()
+    measured.add_argument("--metrics", type=Path, metavar="FILE", help="JSON to record as the manifest's metrics")
+    measured.add_argument("--evaluate", metavar="SPLIT", help="measure the bundle on a split of its data and record it")
+    parser.add_argument("--force", action="store_true", help="replace the version if it exists")
+    return parser
+
+
+def _read_metrics(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"kronserve export: --metrics {path}: {error}") from error
+    if not isinstance(metrics, dict):
+        raise SystemExit(f"kronserve export: --metrics {path}: not a JSON object")
+    return metrics
+
+
+def export(argv: list[str]) -> int:
+    """Turn a PyTorch checkpoint into a verified ONNX bundle."""
+    options = _export_parser().parse_args(argv)
+    metrics = _read_metrics(options.metrics)
+    try:
+        from export.bundle import Request, export_bundle
+        from export.checkpoint import ExportError, read_checkpoint
+    except ModuleNotFoundError as error:
+        return _missing("export", error)
+    evaluate = None
+    if options.evaluate is not None:
+        try:
+            from train.evaluate import evaluate_bundle
+        except ModuleNotFoundError as error:
+            return _missing("train", error)
+
+        def evaluate(folder: Path) -> dict[str, Any]:
+            return evaluate_bundle(folder, options.evaluate)
+
+    request = Request(
+        name=options.name,
+        version=options.version,
+        repository=options.repository,
+        opset=options.opset,
+        tolerance=options.tolerance,
+        labels=options.labels,
+        variates=options.variates,
+        frequency=options.frequency,
+        description=options.description,
+        data_licence=options.data_licence,
+        intended_use=options.intended_use,
+        metrics=metrics,
+        force=options.force,
+    )
+    try:
+        folder, manifest = export_bundle(read_checkpoint(options.checkpoint), request, evaluate)
+    except ExportError as error:
+        print(f"kronserve export: {error}", file=sys.stderr)
+        return 1
+    worst = manifest.parity.worst
+    size = sum(file.size for file in manifest.files.values())
+    print(f"{folder}: {size / 1e6:.2f} MB, opset {manifest.provenance.opset}")
+    print(
+        f"parity: worst relative error {worst.relative:.2e} (tolerance {manifest.parity.tolerance:g}), "
+        f"{worst.inputs} inputs of shape {list(worst.shape)}"
+    )
+    for side, distance in manifest.parity.rounding.items():
+        print(f"distance from float64: {side} {distance:.2e}")
+    return 0
+
+
+def inspect(argv: list[str]) -> int:
+    """Show what a bundle is: task, signature, graph, provenance, parity, metrics."""
+    parser = argparse.ArgumentParser(
+        prog="kronserve inspect",
+        description="Show what a bundle is: task, signature, graph, provenance, parity, metrics.",
+        epilog=_INSPECT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder NAME/VERSION with manifest.json")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(argv)
+    try:
+        from export.inspection import BundleError, describe, render
+    except ModuleNotFoundError as error:
+        return _missing("export", error)
+    try:
+        description = describe(options.bundle)
+    except BundleError as error:
+        print(f"kronserve inspect: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(description, indent=2) if options.json else render(description))
+    return 0
+
+
+def _missing(extra: str, error: ModuleNotFoundError) -> int:
+    print(
+        f"kronserve: the module {error.name} is missing; install kronserve[{extra}]: pip install 'kronserve[{extra}]'",
+        file=sys.stderr,
+    )
+    return 1

@@ -1,0 +1,141 @@
+"""From a PyTorch module to an ONNX graph: torch.export, the translation to ONNX, the rewrites that follow."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import ir
+from onnxscript import opset20 as op
+from torch import nn
+
+from export import ops
+from export.simplify import rename_dimensions, simplify
+from models.config import ClassifierConfig, Config, ForecasterConfig
+
+OPSETS = range(20, 24)
+"""Default-domain opsets this exporter can write."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names of the graph's one input and one output, and of their axes; a dynamic axis has size -1."""
+
+    input: str
+    input_axes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    output: str
+    output_axes: tuple[str, ...]
+    output_shape: tuple[int, ...]
+
+
+def signature(config: Config) -> Signature:
+    """What a model of this kind takes and gives."""
+    if isinstance(config, ForecasterConfig):
+        return Signature(
+            "series",
+            ("batch", "variate", "lookback"),
+            (-1, -1, config.lookback),
+            "forecast",
+            ("batch", "variate", "horizon"),
+            (-1, -1, config.horizon),
+        )
+    assert isinstance(config, ClassifierConfig)
+    return Signature(
+        "volume",
+        ("batch", "channel", "depth", "height", "width"),
+        (-1, 1, *config.volume),
+        "logits",
+        ("batch", "class"),
+        (-1, config.classes),
+    )
+
+
+def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """aten.linear as one Gemm over rows: the weight is read as stored, the bias is added inside the product.
+
+    x: (..., in), weight: (out, in), bias: (out). torch.onnx's own translation transposes the weight and adds the bias
+    in a node of its own.
+    """
+    if len(x.shape) == 2:
+        return op.Gemm(x, weight, bias, transB=1)
+    rows = op.Reshape(x, op.Constant(value_ints=[-1, weight.shape[1]]))
+    leading = op.Shape(x, start=0, end=-1)
+    shape = op.Concat(leading, op.Constant(value_ints=[weight.shape[0]]), axis=0)
+    return op.Reshape(op.Gemm(rows, weight, bias, transB=1), shape, allowzero=1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on optional packages and its own deprecated calls."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def trace(module: nn.Module, config: Config, opset: int = 20) -> ir.Model:
+    """The module's inference graph with its initializers named as in its state dict.
+
+    Axes of size -1 in `signature(config)` are dynamic. ValueError: an opset outside `OPSETS`.
+    """
+    if opset not in OPSETS:
+        raise ValueError(f"opset {opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}")
+    sig = signature(config)
+    # Sizes 0 and 1 are specialised by torch.export; distinct ones above them keep the dynamic axes apart.
+    sizes = [size if size > 0 else 3 + 2 * axis for axis, size in enumerate(sig.input_shape)]
+    dynamic = {
+        axis: torch.export.Dim(name)
+        for axis, (name, size) in enumerate(zip(sig.input_axes, sig.input_shape, strict=True))
+        if size < 0
+    }
+    module = module.eval()
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(module, (torch.zeros(sizes),), dynamic_shapes=(dynamic,), strict=False)
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            input_names=[sig.input],
+            output_names=[sig.output],
+            custom_translation_table={**ops.translations(), torch.ops.aten.linear.default: _linear},
+        )
+    assert exported is not None
+    model: ir.Model = exported.model
+    traced = model.graph.inputs[0].shape
+    assert traced is not None
+    rename_dimensions(
+        model,
+        {
+            str(dim.value): name
+            for dim, name in zip(traced, sig.input_axes, strict=True)
+            if isinstance(dim, ir.SymbolicDim)
+        },
+    )
+    simplify(model, set(module.state_dict()))
+    model.producer_name, model.producer_version = "kronserve", None
+    return model
+
+
+def with_functions(model: ir.Model) -> onnx.ModelProto:
+    """The model as a protobuf, with the bodies of its custom operators.
+
+    They are attached here, after every rewrite, because torch.onnx and the rewrites would inline or drop them.
+    """
+    proto = ir.serde.serialize_model(model)
+    ops.attach_functions(proto)
+    return proto

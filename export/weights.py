@@ -1,0 +1,81 @@
+"""The safetensors file as ONNX external data: initializers that point at the tensors where they lie.
+
+A safetensors file is an 8-byte little-endian header length, a JSON header, and the tensors as raw little-endian bytes at
+the offsets that the header gives, counted from its end (github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxscript import ir
+
+from export.checkpoint import ExportError
+
+_DTYPES = {
+    "F64": ir.DataType.DOUBLE,
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+    "I64": ir.DataType.INT64,
+    "I32": ir.DataType.INT32,
+    "I16": ir.DataType.INT16,
+    "I8": ir.DataType.INT8,
+    "U8": ir.DataType.UINT8,
+    "BOOL": ir.DataType.BOOL,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of the file: bytes [offset, offset + length) from the file's start."""
+
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+def layout(path: Path) -> dict[str, Stored]:
+    """Where each tensor of a safetensors file lies. ExportError: the file is not one, or is cut short."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8 or (length := struct.unpack("<Q", prefix)[0]) > size - 8:
+            raise ExportError(f"{path} is not a safetensors file: its header is longer than the file")
+        try:
+            header = json.loads(file.read(length))
+            return {name: _stored(entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExportError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _stored(entry: Mapping[str, object], start: int, size: int) -> Stored:
+    begin, end = entry["data_offsets"]  # type: ignore[misc]
+    if not 0 <= begin <= end <= size - start:
+        raise ValueError(f"data_offsets {begin}, {end} lie outside the file")
+    return Stored(_DTYPES[str(entry["dtype"])], tuple(entry["shape"]), start + begin, end - begin)  # type: ignore[arg-type]
+
+
+def refer_to(model: ir.Model, path: Path) -> None:
+    """Let every initializer of `model` that is a tensor of the file `path` be read from there.
+
+    The reference holds the file's name alone, so the two files must lie in one folder. Other initializers stay inline.
+    """
+    for name, stored in layout(path).items():
+        value = model.graph.initializers.get(name)
+        if value is None:
+            continue
+        value.const_value = ir.ExternalTensor(
+            path.name,
+            stored.offset,
+            stored.length,
+            stored.dtype,
+            shape=ir.Shape(stored.shape),
+            name=name,
+            base_dir=path.parent,
+        )
