@@ -1,2 +1,1 @@
 """Kronserve: an inference microservice for Kronecker-attention models."""
-

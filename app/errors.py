@@ -9,6 +9,7 @@ KronserveError                500
 ├── UnsupportedMediaType      415
 ├── Overloaded                429   with Retry-After
 ├── InferenceFailed           500
+├── DeviceFailed              500   the device cannot be used again; liveness turns off
 ├── NotSupported              501
 ├── Unavailable               503   not ready, unloaded, or shutting down
 └── DeadlineExceeded          504
@@ -65,6 +66,10 @@ class Overloaded(KronserveError):
 
 
 class InferenceFailed(KronserveError):
+    status = 500
+
+
+class DeviceFailed(KronserveError):
     status = 500
 
 

@@ -22,8 +22,14 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto: CUDA when a GPU is usable, else CPU.")
     executors: int = Field(0, ge=0, description="Threads that run batches; 0: one per CPU core, 2 per GPU.")
     max_batch: int = Field(0, ge=0, description="Rows per batch; 0: chosen per device.")
-    max_queue: int = Field(1024, gt=0, description="Requests that may wait; past it the answer is 429.")
+    max_queue: int = Field(4096, gt=0, description="Requests that may wait; past it the answer is 429.")
+    queue_budget: float = Field(
+        2.0, gt=0, description="Longest estimated wait in the queue at admission, seconds; past it the answer is 429."
+    )
     request_timeout: float = Field(30.0, gt=0, description="Longest wait for an answer, seconds; past it 504.")
+    shutdown_delay: float = Field(
+        0.0, ge=0, description="Seconds after SIGTERM that new requests are still accepted while not ready."
+    )
     shutdown_grace: float = Field(30.0, ge=0, description="Seconds that accepted requests get after SIGTERM.")
     max_body_bytes: int = Field(100 * MIB, gt=0, description="Largest request body; past it 413.")
     max_decoded_bytes: int = Field(256 * MIB, gt=0, description="Largest decompressed file; past it 413.")

@@ -1,0 +1,80 @@
+"""How errors leave: one place that turns `app.errors` into HTTP answers, {"error": ..., "field"?: ...} on every path.
+
+The shape is the Open Inference Protocol's ("error" is its only required key), so its clients read every failure.
+"""
+
+from __future__ import annotations
+
+import logging
+from math import ceil
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.errors import InvalidRequest, KronserveError, Overloaded
+
+logger = logging.getLogger(__name__)
+
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {"type": "string", "description": "What went wrong."},
+        "field": {"type": "string", "description": "The part of the request at fault."},
+    },
+}
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """OpenAPI entries for the given error statuses."""
+    texts = {
+        400: "Malformed request",
+        404: "Unknown model or version",
+        406: "None of the accepted media types can be given",
+        413: "Body or decompressed content over the limit",
+        415: "Unsupported media type or content encoding",
+        422: "Decoded, but not something the model can answer",
+        429: "The queue is full; Retry-After says when to come back",
+        500: "The model failed on this input",
+        501: "Not supported",
+        503: "Not ready, not available, or shutting down",
+        504: "The deadline passed while the request waited",
+    }
+    content = {"application/json": {"schema": ERROR_SCHEMA}}
+    return {status: {"description": texts[status], "content": content} for status in statuses}
+
+
+def error_response(error: KronserveError) -> Response:
+    """The HTTP answer for one of our own errors."""
+    body = {"error": error.message}
+    if error.field is not None:
+        body["field"] = error.field
+    headers = {"retry-after": str(max(1, ceil(error.retry_after)))} if isinstance(error, Overloaded) else None
+    return Response(orjson.dumps(body), error.status, headers, media_type="application/json")
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers that give every failure the same shape."""
+
+    @app.exception_handler(KronserveError)
+    async def _ours(_: Request, error: KronserveError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:]) or None
+        return error_response(InvalidRequest(f"{field or 'request'}: {first['msg']}", field=field))
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> Response:
+        body = orjson.dumps({"error": str(error.detail)})
+        return Response(body, error.status_code, error.headers, media_type="application/json")
+
+    @app.exception_handler(Exception)
+    async def _unexpected(_: Request, error: Exception) -> Response:
+        logger.error("unexpected %s", type(error).__name__, exc_info=error)
+        return error_response(KronserveError("internal error"))

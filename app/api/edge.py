@@ -1,0 +1,69 @@
+"""The outermost ASGI layer: counts and times every answer, and lets early answers reach clients that still send.
+
+An answer given before the body was read (413, 404, ...) would be lost to a client in the middle of its upload when the
+connection is closed on it. So the answer is sent, the rest of the upload is thrown away for a while, and only then does
+the response end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.metrics import Metrics
+
+LINGER_SECONDS = 10.0
+"""Longest time that the rest of an upload is read and dropped."""
+
+
+class Edge:
+    """Pure-ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 499  # the client left before an answer
+        unread = True
+
+        async def receive_and_note() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message.get("more_body", False)
+            return message
+
+        async def send_and_linger(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif unread and status >= 400 and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await _drop_rest(receive_and_note, lambda: unread)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        try:
+            await self._app(scope, receive_and_note, send_and_linger)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            route = scope.get("route")
+            template = getattr(route, "path", "unmatched")
+            self._metrics.answered(template, status, time.perf_counter() - started)
+
+
+async def _drop_rest(receive: Receive, unread: Callable[[], bool]) -> None:
+    try:
+        async with asyncio.timeout(LINGER_SECONDS):
+            while unread():
+                await receive()
+    except TimeoutError:
+        return

@@ -1,0 +1,221 @@
+"""Open Inference Protocol v2 over REST. Specification: kserve/open-inference-protocol, "Inference REST API"."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version as distribution_version
+from typing import Any
+
+import numpy as np
+import orjson
+from fastapi import FastAPI, Response
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from app.api.answers import error_response, error_responses
+from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, decode_request, encode_response
+from app.api.waiting import answer_or_disconnect
+from app.engine.runtime import Model
+from app.errors import KronserveError
+from app.readers.bounded import read_body
+from app.service import Service
+from app.tasks.tensors import check_inputs, check_outputs
+
+OFFLOAD_BYTES = 1 << 18
+"""Bodies larger than this are decoded and encoded in a thread, so that they do not stall other requests."""
+
+EXTENSIONS = ["binary_tensor_data", "schedule_policy"]
+
+_TENSOR = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "datatype": {"type": "string", "example": "FP32"},
+        "parameters": {"type": "object"},
+        "data": {"type": "array", "items": {}, "description": "Row-major, nested or flat."},
+    },
+}
+_INFER_REQUEST = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": {"type": "object", "description": "binary_data_output, priority, timeout (microseconds)."},
+        "inputs": {"type": "array", "items": _TENSOR},
+        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+    },
+}
+_INFER_RESPONSE = {
+    "type": "object",
+    "required": ["model_name", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "outputs": {"type": "array", "items": _TENSOR},
+    },
+}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+class RawRoute(APIRoute):
+    """A documented route that is served by a bare ASGI callable, the `asgi` attribute of its documenting function."""
+
+    def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = endpoint.asgi
+
+
+def install(app: FastAPI, service: Service) -> None:
+    """Add the protocol's routes; inference comes first, since the router looks in order."""
+    _install_infer(app, service)
+    tag: dict[str, Any] = {"tags": ["Open Inference Protocol"]}
+    per_model: dict[str, Any] = {**tag, "responses": error_responses(404, 503)}
+
+    @app.get("/v2/", include_in_schema=False)
+    @app.get("/v2", summary="Server metadata", **tag)
+    async def server_metadata() -> dict[str, Any]:
+        return {"name": "kronserve", "version": distribution_version("kronserve"), "extensions": EXTENSIONS}
+
+    @app.get("/v2/health/live", summary="Can the process work?", responses=error_responses(503), **tag)
+    async def server_live() -> Response:
+        return _health("live", service.live)
+
+    @app.get("/v2/health/ready", summary="Is every model loaded and warm?", responses=error_responses(503), **tag)
+    async def server_ready() -> Response:
+        return _health("ready", service.ready)
+
+    @app.get("/v2/models/{model}/ready", summary="Does the model serve?", **per_model)
+    async def model_ready(model: str) -> dict[str, Any]:
+        return {"name": service.repository.get(model).name, "ready": True}
+
+    @app.get("/v2/models/{model}/versions/{version}/ready", summary="Does this version serve?", **per_model)
+    async def version_ready(model: str, version: str) -> dict[str, Any]:
+        return {"name": service.repository.get(model, version).name, "ready": True}
+
+    @app.get("/v2/models/{model}", summary="Model metadata", **per_model)
+    async def model_metadata(model: str) -> dict[str, Any]:
+        return _metadata(service.repository.get(model), service.repository.versions(model))
+
+    @app.get("/v2/models/{model}/versions/{version}", summary="Model metadata of one version", **per_model)
+    async def version_metadata(model: str, version: str) -> dict[str, Any]:
+        return _metadata(service.repository.get(model, version), service.repository.versions(model))
+
+
+def _install_infer(app: FastAPI, service: Service) -> None:
+    async def infer(model: str) -> None:
+        """Run a model on tensors.
+
+        JSON, or the binary tensor data extension with `Inference-Header-Content-Length`. FP16 travels only in binary.
+        NaN and infinity in an input are refused; in a JSON output they are `null`.
+        """
+
+    async def infer_version(model: str, version: str) -> None:
+        """Run one version of a model on tensors; as without a version otherwise."""
+
+    asgi = _infer_app(service)
+    for path, endpoint in (
+        ("/v2/models/{model}/infer", infer),
+        ("/v2/models/{model}/versions/{version}/infer", infer_version),
+    ):
+        setattr(endpoint, "asgi", asgi)  # noqa: B010  (functions have no such attribute for mypy)
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            tags=["Open Inference Protocol"],
+            response_model=None,
+            route_class_override=RawRoute,
+            responses={
+                200: {
+                    "description": "The requested outputs.",
+                    "content": {"application/json": {"schema": _INFER_RESPONSE}, "application/octet-stream": _BINARY},
+                },
+                **error_responses(400, 404, 413, 415, 429, 500, 501, 503, 504),
+            },
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": _INFER_REQUEST}, "application/octet-stream": _BINARY},
+                }
+            },
+        )
+
+
+def _infer_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """The ASGI callable of inference: body in, answer out, no request or response objects on the way."""
+
+    async def infer(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            pieces, json_length = await _infer(service, scope, receive)
+        except KronserveError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        except ClientDisconnect:
+            return
+        content_type = b"application/json" if json_length is None else b"application/octet-stream"
+        body = b"".join(pieces)
+        headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+        if json_length is not None:
+            headers.append((JSON_HEADER_LENGTH, b"%d" % json_length))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return infer
+
+
+async def _infer(service: Service, scope: Scope, receive: Receive) -> tuple[list[bytes], int | None]:
+    parameters, settings = scope["path_params"], service.settings
+    model = service.repository.get(parameters["model"], parameters.get("version"))
+    headers = scope["headers"]
+    body = await read_body(receive, headers, settings.max_body_bytes, settings.max_decoded_bytes)
+    header_length = next((value for name, value in headers if name == JSON_HEADER_LENGTH), None)
+    if len(body) > OFFLOAD_BYTES:
+        request, inputs = await asyncio.to_thread(_decode, body, header_length, model)
+    else:
+        request, inputs = _decode(body, header_length, model)
+    outputs = check_outputs(model, (output.name for output in request.outputs))
+    timeout = min(request.timeout or settings.request_timeout, settings.request_timeout)
+    future = service.scheduler.submit(model, inputs, outputs, timeout=timeout, priority=request.priority)
+    results = await answer_or_disconnect(future, receive)
+    if sum(tensor.nbytes for tensor in results.values()) > OFFLOAD_BYTES:
+        return await asyncio.to_thread(encode_response, model, request, results)
+    return encode_response(model, request, results)
+
+
+def _decode(
+    body: bytes | bytearray, header_length: bytes | None, model: Model
+) -> tuple[InferRequest, dict[str, np.ndarray]]:
+    request = decode_request(body, header_length, model)
+    return request, check_inputs(model, request.tensors)
+
+
+def _health(name: str, good: bool) -> Response:
+    return Response(orjson.dumps({name: good}), 200 if good else 503, media_type="application/json")
+
+
+def _metadata(model: Model, versions: list[str]) -> dict[str, Any]:
+    """The protocol's model metadata, with the manifest's facts under `parameters`."""
+    parameters: dict[str, Any] = {
+        "version": model.version,
+        "device": model.device.kind,
+        "providers": list(model.providers),
+        "max_batch_size": model.batch_limit if model.batched else 0,
+    }
+    if model.manifest is not None:
+        parameters |= model.manifest.model_dump(
+            mode="json", include={"description", "task", "metrics", "data_licence", "intended_use"}
+        )
+    signature = {"name", "datatype", "shape"}
+    return {
+        "name": model.name,
+        "versions": versions,
+        "platform": "onnxruntime_onnx",
+        "inputs": [spec.model_dump(include=signature) for spec in model.inputs],
+        "outputs": [spec.model_dump(include=signature) for spec in model.outputs],
+        "parameters": parameters,
+    }

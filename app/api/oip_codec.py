@@ -1,0 +1,323 @@
+"""Open Inference Protocol v2 bodies: request bytes to tensors, tensors to response bytes.
+
+Specification: kserve/open-inference-protocol, "Inference REST API"; triton-inference-server/server, "Binary tensor data
+extension". Tensors are row-major and little-endian; `data` may be nested or flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, cast
+
+import numpy as np
+import orjson
+import simdjson
+
+from app.engine.runtime import NUMPY_TYPES, Model
+from app.errors import InvalidRequest, NotSupported
+
+JSON_HEADER_LENGTH = b"inference-header-content-length"
+BINARY_ONLY = frozenset({"FP16", "BF16"})
+
+_BUFFER_TYPES = {"f": ("d", np.float64), "i": ("i", np.int64), "u": ("u", np.uint64)}
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRequest:
+    """One requested output and whether it goes into the binary part."""
+
+    name: str
+    binary: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A decoded request. `timeout` is in seconds; `binary_default` holds for outputs that are not listed."""
+
+    tensors: dict[str, np.ndarray]
+    outputs: tuple[OutputRequest, ...] = ()
+    id: str | None = None
+    binary_default: bool = False
+    timeout: float | None = None
+    priority: int = 0
+
+
+@dataclass(slots=True)
+class _Blobs:
+    """The binary part of a body, consumed in tensor order."""
+
+    body: memoryview
+    position: int
+    sizes: list[int] = field(default_factory=list)
+
+    def take(self, size: int, name: str) -> memoryview:
+        if size > len(self.body) - self.position:
+            left = len(self.body) - self.position
+            raise InvalidRequest(f"input {name!r} announces {size} bytes, the body has {left} left", field=name)
+        start, self.position = self.position, self.position + size
+        return self.body[start : self.position]
+
+
+def decode_request(body: bytes | bytearray, header_length: bytes | None, model: Model) -> InferRequest:
+    """Decode a request body; InvalidRequest names the field at fault.
+
+    header_length: value of Inference-Header-Content-Length, or None when the whole body is JSON. "0" means that the
+    body is the raw tensor of the model's only input, batch 1.
+    """
+    if header_length is None:
+        return _decode_json(body, _Blobs(memoryview(b""), 0))
+    if not header_length.isdigit():
+        raise InvalidRequest(f"Inference-Header-Content-Length is not a length: {header_length[:40]!r}")
+    length = int(header_length)
+    if length > len(body):
+        raise InvalidRequest(f"Inference-Header-Content-Length is {length}, the body has {len(body)} bytes")
+    if length == 0:
+        return InferRequest(_decode_raw(memoryview(body), model), binary_default=True)
+    blobs = _Blobs(memoryview(body), length)
+    request = _decode_json(bytes(memoryview(body)[:length]), blobs)
+    if blobs.position != len(body):
+        raise InvalidRequest(f"{len(body) - blobs.position} bytes follow the last binary tensor")
+    return request
+
+
+def encode_response(
+    model: Model, request: InferRequest, results: Mapping[str, np.ndarray]
+) -> tuple[list[bytes], int | None]:
+    """The response body in pieces, and the length of its JSON when binary tensors follow it."""
+    wanted = request.outputs or tuple(OutputRequest(name, request.binary_default) for name in results)
+    datatypes = {spec.name: spec.datatype for spec in model.outputs}
+    outputs: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    for item in wanted:
+        tensor, datatype = results[item.name], datatypes[item.name]
+        output: dict[str, Any] = {"name": item.name, "datatype": datatype, "shape": tensor.shape}
+        if item.binary:
+            blob = _bytes_tensor(tensor) if datatype == "BYTES" else np.ascontiguousarray(tensor).tobytes()
+            output["parameters"] = {"binary_data_size": len(blob)}
+            blobs.append(blob)
+        elif datatype in BINARY_ONLY:
+            raise InvalidRequest(
+                f"output {item.name!r} is {datatype}, which only binary_data can carry", field=item.name
+            )
+        elif datatype == "BYTES":
+            output["data"] = [_text(value) for value in tensor.ravel()]
+        else:
+            output["data"] = np.ascontiguousarray(tensor).ravel()
+        outputs.append(output)
+    answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
+    if request.id is not None:
+        answer["id"] = request.id
+    answer["outputs"] = outputs
+    header = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    return [header, *blobs], (len(header) if blobs or request.binary_default else None)
+
+
+def _decode_json(text: bytes | bytearray, blobs: _Blobs) -> InferRequest:
+    try:
+        document = simdjson.Parser().parse(bytes(text))
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+    if not isinstance(document, simdjson.Object):
+        raise InvalidRequest("the body must be a JSON object")
+    inputs = document.get("inputs")
+    if not isinstance(inputs, simdjson.Array):
+        raise InvalidRequest("inputs must be a list of tensors", field="inputs")
+    tensors: dict[str, np.ndarray] = {}
+    for item in inputs:
+        name, tensor = _decode_input(item, blobs)
+        if name in tensors:
+            raise InvalidRequest(f"input {name!r} is given twice", field=name)
+        tensors[name] = tensor
+    parameters = _parameters(document, "parameters")
+    binary_default = _flag(parameters, "binary_data_output", default=False)
+    identifier = document.get("id")
+    if identifier is not None and not isinstance(identifier, str):
+        raise InvalidRequest("id must be a string", field="id")
+    timeout = parameters.get("timeout")
+    if timeout is not None and not _is_count(timeout):
+        raise InvalidRequest("timeout must be a number of microseconds", field="timeout")
+    priority = parameters.get("priority", 0)
+    if not _is_count(priority):
+        raise InvalidRequest("priority must be a non-negative integer", field="priority")
+    return InferRequest(
+        tensors,
+        tuple(_decode_outputs(document.get("outputs"), binary_default)),
+        identifier,
+        binary_default,
+        timeout / 1e6 if timeout else None,
+        priority,
+    )
+
+
+def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
+    if not isinstance(item, simdjson.Object):
+        raise InvalidRequest("every input must be a JSON object", field="inputs")
+    name = item.get("name")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest("an input has no name", field="inputs")
+    datatype = item.get("datatype")
+    dtype = NUMPY_TYPES.get(datatype) if isinstance(datatype, str) else None
+    if dtype is None:
+        raise InvalidRequest(f"input {name!r} has the unknown or unsupported datatype {datatype!r}", field=name)
+    shape = _shape(item.get("shape"))
+    if shape is None:
+        raise InvalidRequest(f"input {name!r} needs a shape of non-negative integers", field=name)
+    size = _parameters(item, f"parameters of input {name!r}").get("binary_data_size")
+    data = item.get("data")
+    if (size is None) == (data is None):
+        raise InvalidRequest(f"input {name!r} needs exactly one of data and binary_data_size", field=name)
+    if data is None:
+        if not _is_count(size):
+            raise InvalidRequest(f"input {name!r}: binary_data_size must be a non-negative integer", field=name)
+        return name, _from_bytes(blobs.take(cast("int", size), name), name, str(datatype), dtype, shape)
+    if not isinstance(data, simdjson.Array):
+        raise InvalidRequest(f"input {name!r}: data must be a list", field=name)
+    return name, _from_json(data, name, str(datatype), dtype, shape)
+
+
+def _from_bytes(blob: memoryview, name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
+    if datatype == "BYTES":
+        return _array(list(_split_bytes(blob, name)), name, dtype, shape)
+    if len(blob) != prod(shape) * dtype.itemsize:
+        raise InvalidRequest(
+            f"input {name!r}: {len(blob)} bytes do not hold {datatype} of shape {list(shape)}", field=name
+        )
+    return np.frombuffer(blob, dtype).reshape(shape)
+
+
+def _from_json(data: Any, name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
+    if datatype in BINARY_ONLY:
+        raise InvalidRequest(f"input {name!r} is {datatype}, which only binary data can carry", field=name)
+    if len(data) and isinstance(data[0], simdjson.Array) and not _nested_as(data, shape):
+        raise InvalidRequest(f"input {name!r}: data is not nested as shape {list(shape)} says", field=name)
+    if dtype.kind in _BUFFER_TYPES:
+        code, wide = _BUFFER_TYPES[dtype.kind]
+        try:
+            values = np.frombuffer(data.as_buffer(of_type=code), wide)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"input {name!r}: data is not all {datatype}", field=name) from error
+        with np.errstate(over="ignore"):
+            narrow = values.astype(dtype)
+        if dtype.kind != "f" and not np.array_equal(narrow, values):
+            raise InvalidRequest(f"input {name!r}: a value is outside the range of {datatype}", field=name)
+        return _array(narrow, name, dtype, shape)
+    flat = list(_flatten(data.as_list()))
+    wanted = bool if datatype == "BOOL" else str
+    if not all(isinstance(value, wanted) for value in flat):
+        raise InvalidRequest(f"input {name!r}: data is not all {datatype}", field=name)
+    return _array([value.encode() for value in flat] if wanted is str else flat, name, dtype, shape)
+
+
+def _array(values: Sequence[Any] | np.ndarray, name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
+    if len(values) != prod(shape):
+        raise InvalidRequest(f"input {name!r}: {len(values)} values do not fill shape {list(shape)}", field=name)
+    return np.asarray(values, dtype).reshape(shape)
+
+
+def _nested_as(data: Any, shape: Sequence[int]) -> bool:
+    """Whether a nested list is rectangular and of this shape."""
+    if len(data) != (shape[0] if shape else -1):
+        return False
+    if len(shape) == 1:
+        return True
+    return all(isinstance(item, simdjson.Array) and _nested_as(item, shape[1:]) for item in data)
+
+
+def _decode_raw(body: memoryview, model: Model) -> dict[str, np.ndarray]:
+    """Header length 0: the whole body is the only input's tensor; one dynamic axis may follow from the size."""
+    if len(model.inputs) != 1:
+        raise InvalidRequest(f"a raw body needs a model with one input; {model.name} has {len(model.inputs)}")
+    spec = model.inputs[0]
+    if spec.datatype == "BYTES":
+        raise NotSupported("a raw body cannot carry BYTES", field=spec.name)
+    shape = list(spec.shape)
+    if model.batched:
+        shape[0] = 1
+    dtype = NUMPY_TYPES[spec.datatype]
+    if shape.count(-1) > 1:
+        raise InvalidRequest(
+            f"the shape of a raw body cannot be told: {spec.name} is {list(spec.shape)}", field=spec.name
+        )
+    known = prod(size for size in shape if size >= 0) * dtype.itemsize
+    if -1 in shape and known and len(body) and len(body) % known == 0:
+        shape[shape.index(-1)] = len(body) // known
+    if -1 in shape or len(body) != prod(shape) * dtype.itemsize:
+        raise InvalidRequest(
+            f"{len(body)} bytes do not hold {spec.datatype} of shape {list(spec.shape)}", field=spec.name
+        )
+    return {spec.name: np.frombuffer(body, dtype).reshape(shape)}
+
+
+def _decode_outputs(outputs: Any, binary_default: bool) -> Iterator[OutputRequest]:
+    if outputs is None:
+        return
+    if not isinstance(outputs, simdjson.Array):
+        raise InvalidRequest("outputs must be a list", field="outputs")
+    for item in outputs:
+        name = item.get("name") if isinstance(item, simdjson.Object) else None
+        if not isinstance(name, str):
+            raise InvalidRequest("every requested output needs a name", field="outputs")
+        parameters = _parameters(item, f"parameters of output {name!r}")
+        if "classification" in parameters:
+            raise NotSupported("the classification extension is not supported", field=name)
+        yield OutputRequest(name, _flag(parameters, "binary_data", default=binary_default))
+
+
+def _parameters(item: Any, name: str = "parameters") -> dict[str, Any]:
+    value = item.get("parameters")
+    if value is None:
+        return {}
+    if not isinstance(value, simdjson.Object):
+        raise InvalidRequest(f"{name} must be a JSON object", field="parameters")
+    parameters: dict[str, Any] = value.as_dict()
+    return parameters
+
+
+def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} must be true or false", field=name)
+    return value
+
+
+def _shape(value: Any) -> list[int] | None:
+    sizes = value.as_list() if isinstance(value, simdjson.Array) else [None]
+    return cast("list[int]", sizes) if all(_is_count(size) for size in sizes) else None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _flatten(values: Sequence[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list):
+            yield from _flatten(value)
+        else:
+            yield value
+
+
+def _split_bytes(blob: memoryview, name: str) -> Iterator[bytes]:
+    """BYTES elements: a little-endian u32 length before each."""
+    position = 0
+    while position < len(blob):
+        end = position + 4
+        length = int.from_bytes(blob[position:end], "little")
+        if end > len(blob) or length > len(blob) - end:
+            raise InvalidRequest(f"input {name!r}: a BYTES element runs past the tensor's end", field=name)
+        yield bytes(blob[end : end + length])
+        position = end + length
+
+
+def _bytes_tensor(tensor: np.ndarray) -> bytes:
+    pieces = []
+    for value in tensor.ravel():
+        raw = value if isinstance(value, bytes) else str(value).encode()
+        pieces += [len(raw).to_bytes(4, "little"), raw]
+    return b"".join(pieces)
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,246 @@
+"""The waiting line: who is admitted, who runs next, and with whom. No threads, no clock, no futures; time is passed in.
+
+Rules
+- Requests wait per model and *lane* (same input shapes past the batch axis, same requested outputs); a batch is taken
+  from one lane.
+- A free executor takes work at once. Batches grow only because all executors were busy while requests arrived.
+- Who is next: the highest priority level; among models, the one that has received the least executor time (so a slow
+  model cannot crowd out a fast one); within a model, the oldest request.
+- A request with more rows than a batch holds is taken in slices; after each slice the rest queues behind those waiting.
+- Admission is bounded by the estimated wait in seconds and by the number of waiting requests.
+
+Cost is counted in elements of the input tensors, converted to seconds with each model's measured rate.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from itertools import count
+from math import ceil
+from typing import Any
+
+from app.errors import Overloaded
+
+RATE_SMOOTHING = 0.1
+"""Weight of the newest batch in a model's moving average of seconds per element."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request as it waits. `payload` is the caller's; nothing here looks into it."""
+
+    model: Any
+    lane: Hashable
+    rows: int
+    elements: int
+    payload: Any
+    arrived: float
+    deadline: float
+    priority: int = 0
+    taken: int = 0
+    """Rows already handed to executors."""
+    seconds: float = 0.0
+    """Estimated compute time of the rows not yet taken; part of the line's backlog."""
+    waiting: bool = False
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Rows [start, stop) of one entry, as a part of a batch."""
+
+    entry: Entry
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one executor runs at once: slices of one lane. `alone`: nothing else is waiting or running."""
+
+    model: Any
+    slices: tuple[Slice, ...]
+    alone: bool
+
+    @property
+    def rows(self) -> int:
+        return sum(part.stop - part.start for part in self.slices)
+
+    @property
+    def elements(self) -> int:
+        return sum(_share(part.entry, part.stop - part.start) for part in self.slices)
+
+
+def _share(entry: Entry, rows: int) -> int:
+    return entry.elements if entry.rows == 0 else entry.elements * rows // entry.rows
+
+
+_Heap = list[tuple[int, int, Entry]]
+
+
+@dataclass(slots=True)
+class _Line:
+    """Everything waiting for one model."""
+
+    batch_limit: int
+    seconds_per_element: float
+    used: float = 0.0
+    """Executor seconds received, raised to the others' level whenever the line had been empty."""
+    order: _Heap = field(default_factory=list)
+    lanes: dict[Hashable, _Heap] = field(default_factory=dict)
+    waiting: int = 0
+
+
+class WaitingLine:
+    """All requests that wait, over all models. Not thread-safe: the scheduler holds a lock around every call."""
+
+    def __init__(self, *, executors: int, max_wait: float, max_requests: int) -> None:
+        self._executors = executors
+        self._max_wait = max_wait
+        self._max_requests = max_requests
+        self._lines: dict[Hashable, _Line] = {}
+        self._sequence = count()
+        self._backlog = 0.0
+        self.requests = 0
+        self.running = 0
+        self.expired: list[Entry] = []
+        """Entries whose deadline passed while they waited, for the caller to collect."""
+
+    def register(self, model: Hashable, *, batch_limit: int, seconds_per_element: float) -> None:
+        """Make a model known; `batch_limit` in rows, the rate as measured at warm-up."""
+        self._lines[model] = _Line(max(1, batch_limit), seconds_per_element)
+
+    def forget(self, model: Hashable) -> None:
+        """Remove a model that has nothing waiting."""
+        self._lines.pop(model, None)
+
+    def waiting_for(self, model: Hashable) -> int:
+        line = self._lines.get(model)
+        return line.waiting if line else 0
+
+    @property
+    def estimated_wait(self) -> float:
+        """Seconds until a request that arrives now would start, by the measured rates."""
+        return self._backlog / self._executors
+
+    def admit(self, entry: Entry) -> None:
+        """Queue an entry, or raise Overloaded with the seconds after which to try again."""
+        if self.requests >= self._max_requests or self.estimated_wait > self._max_wait:
+            raise Overloaded(
+                f"the queue is full ({self.requests} requests, {self.estimated_wait:.2f} s of work); try again later",
+                retry_after=self.estimated_wait,
+            )
+        line = self._lines[entry.model]
+        entry.seconds = entry.elements * line.seconds_per_element
+        self._backlog += entry.seconds
+        if not line.waiting:
+            floor = min((other.used for other in self._lines.values() if other.waiting), default=line.used)
+            line.used = max(line.used, floor)
+        self._push(line, entry)
+
+    def discard(self, entry: Entry) -> bool:
+        """Take back an entry whose caller is gone; False when nothing of it is waiting any more."""
+        if not entry.waiting:
+            return False
+        self._leave(self._lines[entry.model], entry)
+        return True
+
+    def take(self, now: float) -> Batch | None:
+        """The next batch for a free executor, or None. Entries past their deadline move to `expired`."""
+        while (model := self._next_model()) is not None:
+            line = self._lines[model]
+            head = line.order[0][2]
+            lane = line.lanes[head.lane]
+            slices = self._fill(line, lane, now)
+            if slices:
+                self.running += 1
+                return Batch(model, slices, alone=self.requests == 0 and self.running == 1)
+        return None
+
+    def done(self, batch: Batch, seconds: float, *, measured: bool) -> None:
+        """An executor finished `batch` in `seconds`; `measured` is False when a failure says nothing of the rate."""
+        self.running -= 1
+        line = self._lines.get(batch.model)
+        if line is None:
+            return
+        line.used += seconds
+        if measured and batch.elements:
+            rate = seconds / batch.elements
+            line.seconds_per_element += RATE_SMOOTHING * (rate - line.seconds_per_element)
+
+    def drain(self) -> list[Entry]:
+        """Remove and return everything that waits."""
+        left = [entry for line in self._lines.values() for _, _, entry in line.order if entry.waiting]
+        for entry in left:
+            self._leave(self._lines[entry.model], entry)
+        return left
+
+    def _push(self, line: _Line, entry: Entry) -> None:
+        entry.sequence, entry.waiting = next(self._sequence), True
+        item = (entry.priority, entry.sequence, entry)
+        heapq.heappush(line.order, item)
+        heapq.heappush(line.lanes.setdefault(entry.lane, []), item)
+        line.waiting += 1
+        self.requests += 1
+
+    def _leave(self, line: _Line, entry: Entry) -> None:
+        """The entry stops waiting; its heap items are dropped when they surface."""
+        entry.waiting = False
+        self._backlog = max(0.0, self._backlog - entry.seconds)
+        entry.seconds = 0.0
+        line.waiting -= 1
+        self.requests -= 1
+
+    def _next_model(self) -> Hashable | None:
+        best: tuple[int, float, int] | None = None
+        chosen: Hashable | None = None
+        for model, line in self._lines.items():
+            _drop_stale(line.order)
+            if not line.order:
+                line.lanes.clear()
+                continue
+            priority, sequence, _ = line.order[0]
+            rank = (priority, line.used, sequence)
+            if best is None or rank < best:
+                best, chosen = rank, model
+        return chosen
+
+    def _fill(self, line: _Line, lane: _Heap, now: float) -> tuple[Slice, ...]:
+        """Rows from the head of one lane, up to the batch limit, split evenly when several executors are idle."""
+        idle = max(1, self._executors - self.running)
+        room = line.batch_limit
+        if idle > 1:
+            rows = sum(entry.rows - entry.taken for _, _, entry in lane if entry.waiting)
+            room = min(room, max(1, ceil(rows / idle)))
+        slices: list[Slice] = []
+        while room > 0:
+            _drop_stale(lane)
+            if not lane:
+                break
+            entry = lane[0][2]
+            if entry.deadline <= now:
+                self._leave(line, entry)
+                self.expired.append(entry)
+                continue
+            left = entry.rows - entry.taken
+            if slices and 0 < left <= line.batch_limit and left > room:
+                break  # it fits the next batch whole
+            rows = min(left, room)
+            slices.append(Slice(entry, entry.taken, entry.taken + rows))
+            rest = entry.seconds * (left - rows) / left if left else 0.0
+            self._leave(line, entry)
+            entry.taken += rows
+            room -= max(rows, 1)
+            if entry.taken < entry.rows:
+                entry.seconds = rest
+                self._backlog += rest
+                self._push(line, entry)
+                break
+        return tuple(slices)
+
+
+def _drop_stale(heap: _Heap) -> None:
+    while heap and (not heap[0][2].waiting or heap[0][2].sequence != heap[0][1]):
+        heapq.heappop(heap)

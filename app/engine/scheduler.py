@@ -1,0 +1,358 @@
+"""Requests in, answers out: executor threads pull batches from the waiting line and run them on ONNX Runtime.
+
+An executor that becomes free takes its next batch itself, under one lock, without a turn of the event loop; the loop
+only hears of finished batches. Every request's future ends exactly once: with its outputs, an error of `app.errors`, or
+its caller's cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol
+
+import numpy as np
+
+from app.engine.queueing import Batch, Entry, Slice, WaitingLine
+from app.errors import DeadlineExceeded, DeviceFailed, InferenceFailed, KronserveError, Unavailable
+
+logger = logging.getLogger(__name__)
+
+Tensor = np.ndarray
+Tensors = dict[str, Tensor]
+
+
+class Runnable(Protocol):
+    """What the scheduler needs of a loaded model (`app.engine.runtime.Model`)."""
+
+    name: str
+    version: str
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def batch_limit(self) -> int:
+        """Most rows of one batch; 1 when the graph has no dynamic batch axis."""
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first axis of every input and output is the batch."""
+
+    @property
+    def seconds_per_element(self) -> float: ...
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str], *, alone: bool) -> list[Tensor]:
+        """Run one batch. Raises InferenceFailed, or DeviceFailed when the device cannot be used again."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One submitted request: its tensors, where its rows go, and the future that its caller awaits."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    future: asyncio.Future[Tensors]
+    timer: asyncio.TimerHandle | None = None
+    parts: dict[int, list[Tensor]] = field(default_factory=dict)
+    """Finished slices by their first row."""
+    rows_done: int = 0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since start; every submitted request is counted in exactly one of the endings."""
+
+    submitted: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    refused: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    aborted: int = 0
+    """Still waiting when the grace of a shutdown ended."""
+
+
+class Observer(Protocol):
+    """Told of every batch, from an executor thread."""
+
+    def batch_done(self, model: Runnable, rows: int, waited: Sequence[float], seconds: float) -> None: ...
+
+
+class Scheduler:
+    """Bounded admission, batching, deadlines and cancellation over a fixed set of executor threads.
+
+    executors: threads that run batches. max_wait: longest estimated wait at admission, seconds. max_requests: most
+    requests that may wait. clock: monotonic seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        executors: int,
+        max_wait: float,
+        max_requests: int,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._line = WaitingLine(executors=executors, max_wait=max_wait, max_requests=max_requests)
+        self._executors = executors
+        self._observer = observer
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+        self._closed = False
+        self._in_flight: set[Entry] = set()
+        self.counters = Counters()
+        self.device_failure: str | None = None
+
+    def start(self) -> None:
+        """Start the executor threads; call from the event loop that will submit."""
+        self._loop = asyncio.get_running_loop()
+        for number in range(self._executors):
+            thread = threading.Thread(target=self._execute, name=f"executor-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def register(self, model: Runnable) -> None:
+        """Make a model known to the line."""
+        with self._condition:
+            self._line.register(model, batch_limit=model.batch_limit, seconds_per_element=model.seconds_per_element)
+
+    @property
+    def executors(self) -> int:
+        return self._executors
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait now."""
+        return self._line.requests
+
+    @property
+    def running(self) -> int:
+        """Batches that run now."""
+        return self._line.running
+
+    @property
+    def estimated_wait(self) -> float:
+        """Seconds until a request that arrives now would start."""
+        return self._line.estimated_wait
+
+    def submit(
+        self,
+        model: Runnable,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str],
+        *,
+        timeout: float = inf,
+        priority: int = 0,
+    ) -> asyncio.Future[Tensors]:
+        """Queue one validated request; from the event loop only. Cancel the future when its caller has gone.
+
+        inputs: every input of the model; with a batch axis, all of the same number of rows (0 is legal).
+        outputs: names of the wanted outputs. timeout: seconds that it may wait in the queue. priority: lower is first.
+        Raises Overloaded (queue full), Unavailable (shutting down), DeviceFailed. The future may end with
+        DeadlineExceeded, InferenceFailed, DeviceFailed or Unavailable.
+        """
+        assert self._loop is not None, "start() comes first"
+        if self._closed:
+            raise Unavailable("the server is shutting down")
+        if self.device_failure is not None:
+            raise DeviceFailed(self.device_failure)
+        now = self._clock()
+        request = Request(inputs, tuple(outputs), self._loop.create_future())
+        if model.batched:
+            rows = len(next(iter(inputs.values())))
+            lane: Hashable = (request.outputs, *(tensor.shape[1:] for tensor in inputs.values()))
+        else:
+            rows, lane = 1, object()
+        entry = Entry(
+            model=model,
+            lane=lane,
+            rows=rows,
+            elements=sum(tensor.size for tensor in inputs.values()),
+            payload=request,
+            arrived=now,
+            deadline=now + timeout,
+            priority=priority,
+        )
+        self.counters.submitted += 1
+        with self._condition:
+            try:
+                self._line.admit(entry)
+            except KronserveError:
+                self.counters.refused += 1
+                raise
+            self._in_flight.add(entry)
+            self._condition.notify()
+        if timeout < inf:
+            request.timer = self._loop.call_later(timeout, self._expire, entry)
+        request.future.add_done_callback(lambda future: self._ended(entry, future))
+        return request.future
+
+    async def close(self, grace: float) -> None:
+        """Answer what was accepted, for at most `grace` seconds; then fail the rest and stop the executors."""
+        self._closed = True
+        pending = [entry.payload.future for entry in self._in_flight]
+        if pending:
+            await asyncio.wait(pending, timeout=grace)
+        for entry in list(self._in_flight):
+            self._fail(entry, Unavailable("the server is shutting down"))
+        with self._condition:
+            self._line.drain()
+            self._stopping = True
+            self._condition.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join, 1.0)
+
+    # -- on the event loop -------------------------------------------------------------------------------------------
+
+    def _ended(self, entry: Entry, future: asyncio.Future[Tensors]) -> None:
+        """Bookkeeping when a request's future ends, however it ends."""
+        self._in_flight.discard(entry)
+        request: Request = entry.payload
+        if request.timer is not None:
+            request.timer.cancel()
+        request.parts.clear()
+        with self._condition:
+            self._line.discard(entry)
+        counters = self.counters
+        if future.cancelled():
+            counters.cancelled += 1
+            return
+        match future.exception():
+            case None:
+                counters.succeeded += 1
+            case DeadlineExceeded():
+                counters.expired += 1
+            case Unavailable():
+                counters.aborted += 1
+            case _:
+                counters.failed += 1
+
+    def _expire(self, entry: Entry) -> None:
+        """The deadline timer: a request of which nothing has been started ends here."""
+        if entry.waiting and entry.taken == 0:
+            self._fail(entry, _deadline_exceeded(entry))
+
+    def _fail(self, entry: Entry, error: KronserveError) -> None:
+        future: asyncio.Future[Tensors] = entry.payload.future
+        if not future.done():
+            future.set_exception(error)
+
+    def _deliver(self, finished: Sequence[tuple[Slice, list[Tensor] | KronserveError]]) -> None:
+        """Hand slices' results to their requests; a request ends when its last slice is in."""
+        for part, result in finished:
+            request: Request = part.entry.payload
+            if request.future.done():
+                continue
+            if isinstance(result, KronserveError):
+                self._fail(part.entry, result)
+                continue
+            rows = part.entry.rows
+            if part.stop - part.start == rows:
+                request.future.set_result(dict(zip(request.outputs, result, strict=True)))
+                continue
+            request.parts[part.start] = result
+            request.rows_done += part.stop - part.start
+            if request.rows_done == rows:
+                ordered = [request.parts[start] for start in sorted(request.parts)]
+                whole = [np.concatenate(pieces) for pieces in zip(*ordered, strict=True)]
+                request.future.set_result(dict(zip(request.outputs, whole, strict=True)))
+
+    # -- on an executor thread ---------------------------------------------------------------------------------------
+
+    def _execute(self) -> None:
+        assert self._loop is not None
+        while True:
+            with self._condition:
+                while (batch := self._line.take(self._clock())) is None and not self._line.expired:
+                    if self._stopping:
+                        return
+                    self._condition.wait()
+                expired, self._line.expired = self._line.expired, []
+            finished: list[tuple[Slice, list[Tensor] | KronserveError]] = [
+                (Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired
+            ]
+            if batch is not None:
+                finished += self._run(batch)
+            try:
+                self._loop.call_soon_threadsafe(self._deliver, finished)
+            except RuntimeError:  # the loop is closed: nobody is left to tell
+                return
+
+    def _run(self, batch: Batch) -> list[tuple[Slice, list[Tensor] | KronserveError]]:
+        started = self._clock()
+        clean = True
+        try:
+            finished = self._run_slices(batch.model, batch.slices, alone=batch.alone)
+            clean = not any(isinstance(result, KronserveError) for _, result in finished)
+        except Exception as error:  # a defect here must not take the executor or the requests with it
+            logger.exception("executor failed outside the model")
+            failure = InferenceFailed(f"internal error: {type(error).__name__}")
+            finished = [(part, failure) for part in batch.slices]
+            clean = False
+        seconds = self._clock() - started
+        with self._condition:
+            self._line.done(batch, seconds, measured=clean)
+        if self._observer is not None:
+            waited = [started - part.entry.arrived for part in batch.slices]
+            self._observer.batch_done(batch.model, batch.rows, waited, seconds)
+        return finished
+
+    def _run_slices(
+        self, model: Runnable, slices: Sequence[Slice], *, alone: bool
+    ) -> list[tuple[Slice, list[Tensor] | KronserveError]]:
+        """Run slices as one batch; when that fails, halve it until only the guilty requests are left with the error."""
+        live = [part for part in slices if not part.entry.payload.future.done()]
+        if not live:
+            return []
+        outputs = live[0].entry.payload.outputs
+        try:
+            results = model.run(_stack(model, live), outputs, alone=alone)
+        except DeviceFailed as error:
+            self.device_failure = error.message
+            return [(part, error) for part in live]
+        except InferenceFailed as error:
+            if len(live) == 1:
+                return [(live[0], error)]
+            middle = len(live) // 2
+            return [
+                *self._run_slices(model, live[:middle], alone=alone),
+                *self._run_slices(model, live[middle:], alone=alone),
+            ]
+        if len(live) == 1:
+            return [(live[0], results)]
+        split: list[tuple[Slice, list[Tensor] | KronserveError]] = []
+        start = 0
+        for part in live:
+            stop = start + part.stop - part.start
+            split.append((part, [tensor[start:stop] for tensor in results]))
+            start = stop
+        return split
+
+
+def _stack(model: Runnable, slices: Sequence[Slice]) -> Mapping[str, Tensor]:
+    """The batch's input tensors: the slices' rows one after another."""
+    first: Request = slices[0].entry.payload
+    if not model.batched:
+        return first.inputs
+    if len(slices) == 1:
+        part = slices[0]
+        if part.stop - part.start == part.entry.rows:
+            return first.inputs
+        return {name: tensor[part.start : part.stop] for name, tensor in first.inputs.items()}
+    return {
+        name: np.concatenate([part.entry.payload.inputs[name][part.start : part.stop] for part in slices])
+        for name in first.inputs
+    }
+
+
+def _deadline_exceeded(entry: Entry) -> DeadlineExceeded:
+    return DeadlineExceeded(f"waited {entry.deadline - entry.arrived:g} s in the queue, its deadline passed")

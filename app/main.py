@@ -1,0 +1,46 @@
+"""The ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from app.api import answers, oip, operations
+from app.api.classify import router as classify
+from app.api.edge import Edge
+from app.api.forecast import router as forecast
+from app.service import Service
+from app.settings import Settings
+
+DESCRIPTION = """
+Serves Kronecker-attention models: forecasts of time series, classification of volumes, and raw tensors.
+
+Every error is `{"error": message}`, with `"field"` where one part of the request is at fault.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application for these settings (default: from the environment). Its service is `app.state.service`.
+
+    Loading starts with the lifespan and goes on while the server already answers /v2/health; ready comes after it.
+    """
+    service = Service(settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(title="Kronserve", version=version("kronserve"), description=DESCRIPTION, lifespan=lifespan)
+    app.state.service = service
+    answers.install(app)
+    oip.install(app, service)
+    app.include_router(forecast)
+    app.include_router(classify)
+    operations.install(app, service)
+    app.add_middleware(Edge, metrics=service.metrics)
+    return app

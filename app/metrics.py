@@ -1,0 +1,111 @@
+"""Prometheus metrics: what the HTTP layer and the scheduler did, scraped at /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from app.engine.repository import Repository
+    from app.engine.scheduler import Runnable, Scheduler
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The service's metric families, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.http_requests = Counter(
+            "kronserve_http_requests", "HTTP requests answered.", ("route", "status"), registry=self.registry
+        )
+        self.http_seconds = Histogram(
+            "kronserve_http_request_seconds",
+            "From the request's first byte to the last byte of its answer.",
+            ("route",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._batch_rows = Histogram(
+            "kronserve_batch_rows",
+            "Rows per executed batch.",
+            ("model", "version"),
+            buckets=ROWS,
+            registry=self.registry,
+        )
+        self._queue_seconds = Histogram(
+            "kronserve_queue_seconds",
+            "Time that requests waited before their batch ran.",
+            ("model", "version"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._compute_seconds = Histogram(
+            "kronserve_compute_seconds",
+            "Time that batches took in ONNX Runtime.",
+            ("model", "version"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+
+    def watch(self, scheduler: Scheduler, repository: Repository) -> None:
+        """Report this scheduler's and repository's state at every scrape."""
+        self.registry.register(_State(scheduler, repository))
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count one HTTP answer; `route` is a path template, never a caller's path."""
+        self.http_requests.labels(route, str(status)).inc()
+        self.http_seconds.labels(route).observe(seconds)
+
+    def batch_done(self, model: Runnable, rows: int, waited: Sequence[float], seconds: float) -> None:
+        """Count one executed batch; called from executor threads."""
+        labels = (model.name, model.version)
+        self._batch_rows.labels(*labels).observe(rows)
+        self._compute_seconds.labels(*labels).observe(seconds)
+        queue = self._queue_seconds.labels(*labels)
+        for wait in waited:
+            queue.observe(wait)
+
+    def page(self) -> bytes:
+        """The metrics page in Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+class _State(Collector):
+    def __init__(self, scheduler: Scheduler, repository: Repository) -> None:
+        self._scheduler, self._repository = scheduler, repository
+
+    def collect(self) -> Iterator[Metric]:
+        counters = self._scheduler.counters
+        endings = CounterMetricFamily(
+            "kronserve_inference_requests", "Requests that left the scheduler, by how they ended.", labels=("outcome",)
+        )
+        for outcome in ("succeeded", "failed", "refused", "expired", "cancelled", "aborted"):
+            endings.add_metric((outcome,), getattr(counters, outcome))
+        yield endings
+        yield CounterMetricFamily(
+            "kronserve_inference_submitted", "Requests handed to the scheduler.", value=counters.submitted
+        )
+        yield GaugeMetricFamily("kronserve_queue_requests", "Requests waiting now.", value=self._scheduler.queued)
+        yield GaugeMetricFamily("kronserve_running_batches", "Batches running now.", value=self._scheduler.running)
+        yield GaugeMetricFamily("kronserve_executors", "Executor threads.", value=self._scheduler.executors)
+        yield GaugeMetricFamily(
+            "kronserve_estimated_wait_seconds",
+            "Estimated wait of a request that arrives now.",
+            value=self._scheduler.estimated_wait,
+        )
+        models = GaugeMetricFamily(
+            "kronserve_model_loaded",
+            "1 for a version that serves, 0 for one that could not be loaded.",
+            labels=("model", "version"),
+        )
+        for entry in self._repository:
+            models.add_metric((entry.name, entry.version), float(entry.serves))
+        yield models

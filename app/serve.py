@@ -1,0 +1,102 @@
+"""Running the application: one uvicorn server whose SIGTERM means leave cleanly."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import uvicorn
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the idle timeout of common load balancers, so that they close first."""
+
+
+def serve(argv: Sequence[str]) -> int:
+    """Serve a model repository over HTTP."""
+    parser = argparse.ArgumentParser(
+        prog="kronserve serve",
+        description="Serve a model repository over HTTP. Every option is also the environment variable in brackets.",
+        epilog="example: kronserve serve --repository model_repository --host 0.0.0.0 --port 8000",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for name, field in Settings.model_fields.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            metavar=name.split("_")[-1].upper(),
+            help=f"{field.description} [KRONSERVE_{name.upper()}, default {field.default}]",
+        )
+    try:
+        settings = Settings(**vars(parser.parse_args(argv)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        parser.error(f"--{name.replace('_', '-')} (KRONSERVE_{name.upper()}): {first['msg']}, got {first['input']!r}")
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from app.main import create_app
+
+    try:
+        app = create_app(settings)
+    except ValueError as error:
+        parser.error(str(error))
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(settings.shutdown_grace) + 1,
+    )
+    server = Server(config, app.state.service)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(server.serve())
+    return 0 if server.started else 1
+
+
+class Server(uvicorn.Server):
+    """uvicorn, leaving in order: not ready, still accepting for the delay, then answer what was accepted, exit 0.
+
+    A second signal stops at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Any) -> None:
+        super().__init__(config)
+        self._service = service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Our own handlers instead of uvicorn's, which would raise the signal again after a clean exit."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._leave, number)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _leave(self, number: signal.Signals) -> None:
+        if self._service.draining:
+            logger.warning("second %s: stopping at once", signal.Signals(number).name)
+            self.force_exit = self.should_exit = True
+            return
+        delay = self._service.settings.shutdown_delay if number == signal.SIGTERM else 0.0
+        logger.info("%s: not ready from now on, accepting for %g s more", signal.Signals(number).name, delay)
+        self._service.draining = True
+        asyncio.get_running_loop().call_later(delay, self._stop_accepting)
+
+    def _stop_accepting(self) -> None:
+        self.should_exit = True

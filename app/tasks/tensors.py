@@ -1,0 +1,67 @@
+"""The tensor task: named arrays checked against a model's signature. Protocol-neutral; no decoding here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from app.engine.runtime import Model
+from app.errors import InvalidRequest
+from app.manifest import TensorSpec
+
+
+def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors in the model's order, or InvalidRequest naming the input at fault.
+
+    Every input exactly once, each of the declared rank and fixed sizes, one batch size over all; floats must be finite.
+    """
+    for name in tensors:
+        if name not in model.input_specs:
+            raise InvalidRequest(
+                f"unexpected input {name!r}; {model.name} takes {', '.join(model.input_specs)}", field=name
+            )
+    checked: dict[str, np.ndarray] = {}
+    rows: int | None = None
+    for name, spec in model.input_specs.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise InvalidRequest(f"input {name!r} is missing", field=name)
+        _check_shape(spec, tensor)
+        if model.batched:
+            if rows is not None and tensor.shape[0] != rows:
+                raise InvalidRequest(f"input {name!r} has {tensor.shape[0]} rows, another has {rows}", field=name)
+            rows = tensor.shape[0]
+        if tensor.dtype.kind == "f" and not _finite(tensor):
+            raise InvalidRequest(f"input {name!r} holds NaN or infinity", field=name)
+        checked[name] = tensor
+    return checked
+
+
+def check_outputs(model: Model, names: Iterable[str]) -> tuple[str, ...]:
+    """The requested output names, or all of them when none is named; InvalidRequest for an unknown one."""
+    requested = tuple(dict.fromkeys(names))
+    for name in requested:
+        if name not in model.output_names:
+            raise InvalidRequest(
+                f"unknown output {name!r}; {model.name} gives {', '.join(model.output_names)}", field=name
+            )
+    return requested or model.output_names
+
+
+def _check_shape(spec: TensorSpec, tensor: np.ndarray) -> None:
+    expected, actual = spec.shape, tensor.shape
+    fits = len(expected) == len(actual) and all(
+        size in (-1, given) for size, given in zip(expected, actual, strict=True)
+    )
+    # An empty batch is legal, an empty feature axis is not.
+    if not fits or 0 in actual[1:]:
+        raise InvalidRequest(
+            f"input {spec.name!r} must have shape {list(expected)}, got {list(actual)}", field=spec.name
+        )
+
+
+def _finite(tensor: np.ndarray) -> bool:
+    """Whether every value is finite. A finite sum proves it in one pass; only an infinite or NaN sum needs a look."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(tensor.sum())) or bool(np.isfinite(tensor).all())
