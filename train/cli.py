@@ -1,0 +1,141 @@
+"""The commands `kronserve train` and `kronserve evaluate`. torch is imported only once `train` has its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
+from train.datasets.folder import VARIABLE, DatasetError, data_folder
+
+_TRAIN_EXAMPLES = f"""\
+examples:
+  {VARIABLE}=~/data kronserve train train/recipes/hot-etth1.toml
+  kronserve train my.toml --data ~/data --out runs/mine --seed 3
+  kronserve train my.toml --data ~/data --out runs/mine --seed 3 --resume
+  kronserve export runs/mine --name mine --version 1
+
+The folder then holds config.json, weights.safetensors and training.json (what export takes, from the epoch with the
+best validation score), metrics.jsonl (one line per epoch) and resume.pt.
+"""
+
+_EVALUATE_EXAMPLES = f"""\
+examples:
+  {VARIABLE}=~/data kronserve evaluate hot-etth1
+  kronserve evaluate hot-adrenal --repository model_repository --version 1 --split val --data ~/data
+"""
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kronserve train",
+        description="Train the model of a TOML recipe on its data set.",
+        epilog=_TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", type=Path, help="TOML file: data set, [model], [optimisation], [augmentation]")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME of the recipe)")
+    parser.add_argument("--seed", type=int, help="instead of the recipe's seed")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's epochs")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder where it stopped")
+    parser.add_argument("--data", type=Path, help=f"folder of the data files (default: {VARIABLE})")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    return parser
+
+
+def train(argv: list[str] | None = None) -> int:
+    """Train the model of a recipe on its data set.
+
+    Exit status: 0 trained, 1 the recipe, the data or the run folder is not usable, 2 wrong arguments, 130 interrupted.
+    """
+    arguments = _train_parser().parse_args(argv)
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return _fail("training needs torch: pip install 'kronserve[train]'")
+    from train.loop import ResumeError
+    from train.recipe import RecipeError, read_recipe
+    from train.run import choose_device, train_recipe
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        recipe = read_recipe(arguments.recipe)
+        given = {key: getattr(arguments, key) for key in ("seed", "epochs") if getattr(arguments, key) is not None}
+        if given.get("epochs", 1) < 1:
+            raise RecipeError("--epochs must be at least 1")
+        recipe = dataclasses.replace(recipe, optimisation=dataclasses.replace(recipe.optimisation, **given))
+        folder = arguments.out or Path("runs") / recipe.name
+        if not arguments.resume and (folder / "resume.pt").exists():
+            raise RecipeError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
+        training = train_recipe(
+            recipe, data_folder(arguments.data), folder, choose_device(arguments.device), arguments.resume
+        )
+    except (RecipeError, DatasetError, ResumeError, FloatingPointError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; continue with --resume", status=130)
+    _print({"run": str(folder), "best_epoch": training["best_epoch"], "validation": training["validation"]})
+    return 0
+
+
+def _evaluate_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kronserve evaluate",
+        description="Measure a bundle on its data set's split, through ONNX Runtime; the metrics are JSON on stdout.",
+        epilog=_EVALUATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", help="model in the repository")
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="default: model_repository")
+    parser.add_argument("--version", help="default: the highest")
+    parser.add_argument("--split", default="test", choices=("val", "test"), help="default: test")
+    parser.add_argument("--data", type=Path, help=f"folder of the data files (default: {VARIABLE})")
+    return parser
+
+
+def evaluate(argv: list[str] | None = None) -> int:
+    """Measure a bundle on its data set's split through ONNX Runtime.
+
+    Exit status: 0 measured, 1 no such bundle or data, 2 wrong arguments.
+    """
+    arguments = _evaluate_parser().parse_args(argv)
+    try:
+        from train.evaluate import BundleError, evaluate_bundle
+    except ModuleNotFoundError as error:
+        return _fail(f"evaluation needs {error.name}: pip install 'kronserve[train]'")
+
+    try:
+        bundle = _find_bundle(arguments.repository, arguments.name, arguments.version)
+        metrics = evaluate_bundle(bundle, arguments.split, arguments.data, progress=True)
+    except (BundleError, DatasetError, FileNotFoundError) as error:
+        return _fail(str(error))
+    _print({"model": arguments.name, "version": bundle.name, **metrics})
+    return 0
+
+
+def _find_bundle(repository: Path, name: str, version: str | None) -> Path:
+    """REPOSITORY/NAME/VERSION, the highest version when none is asked for. FileNotFoundError says what there is."""
+    found = sorted(
+        (path.name for path in (repository / name).glob("*") if re.fullmatch(r"[1-9][0-9]*", path.name)), key=int
+    )
+    if not found:
+        raise FileNotFoundError(f"no model {name!r} in {repository}")
+    if version is not None and version not in found:
+        raise FileNotFoundError(f"{name} has no version {version}; found: {', '.join(found)}")
+    return repository / name / (version or found[-1])
+
+
+def _print(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _fail(message: str, status: int = 1) -> int:
+    sys.stderr.write(f"kronserve: {message}\n")
+    return status

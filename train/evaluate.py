@@ -1,0 +1,121 @@
+"""A bundle's figures on its data set's split, through ONNX Runtime and the service's own pre- and postprocessing.
+
+No torch. Everything between the stored sample and the answer is `app.tasks`' code, so the figures are the service's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from app.manifest import Forecasting, Manifest, VolumeClassification
+from app.readers.series import Series
+from app.tasks import classification, forecasting
+from train.datasets.folder import data_folder
+from train.datasets.series import Split, load_series, lookback_windows
+from train.datasets.volumes import load_volumes
+from train.metrics import HORIZONS, ForecastErrors, binary_scores
+
+BATCH = 64
+
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+class BundleError(Exception):
+    """The folder is not a bundle that can be evaluated."""
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """A bundle's manifest. BundleError: none there, or not valid."""
+    try:
+        return Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{bundle} has no manifest.json") from None
+    except ValidationError as error:
+        raise BundleError(f"{bundle / 'manifest.json'}: {error}") from error
+
+
+def _session(bundle: Path, manifest: Manifest) -> Run:
+    """The graph as a function of its one input, on the CPU provider and all cores."""
+    if len(manifest.inputs) != 1:
+        raise BundleError(f"{bundle}: a data set feeds one input, the graph has {len(manifest.inputs)}")
+    try:
+        session = ort.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base of their own
+        raise BundleError(f"{bundle / 'model.onnx'} cannot be loaded: {error}") from error
+    name, output = manifest.inputs[0].name, manifest.outputs[0].name
+
+    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = session.run([output], {name: batch})[0]
+        return result
+
+    return run
+
+
+def _steps(count: int, label: str, progress: bool) -> Iterable[range]:
+    ranges = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    return tqdm(ranges, desc=label, unit="batch", file=sys.stderr, disable=not progress)
+
+
+def _forecasts(run: Run, task: Forecasting, windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Windows [b, variates, lookback] -> forecasts [b, variates, horizon], as the service answers them."""
+    # The service scales every series by itself, so it prepares a batch of windows as one window of more variates.
+    flat = windows.reshape(-1, task.lookback)
+    names = tuple(str(number) for number in range(len(flat)))
+    prepared = forecasting.prepare(Series(flat, names), task)
+    (tensor,) = prepared.tensors.values()
+    answer = run(tensor.reshape(windows.shape))
+    return forecasting.finish(prepared, {"forecast": answer.reshape(1, len(flat), -1)}).values.reshape(answer.shape)
+
+
+def _evaluate_series(
+    run: Run, task: Forecasting, name: str, split: Split, data: Path, progress: bool
+) -> dict[str, Any]:
+    rows = load_series(name, data).scaled(split, task.lookback)
+    horizons = tuple(h for h in HORIZONS if h <= task.horizon) or (task.horizon,)
+    errors = ForecastErrors(rows, task.lookback, horizons)
+    windows = lookback_windows(rows, task.lookback)
+    for numbers in _steps(max(errors.windows.values()), name, progress):
+        errors.add(numbers, _forecasts(run, task, windows[numbers.start : numbers.stop]))
+    return errors.result()
+
+
+def _evaluate_volumes(
+    run: Run, task: VolumeClassification, name: str, split: Split, data: Path, progress: bool
+) -> dict[str, Any]:
+    volumes = load_volumes(name, data)
+    images, targets = volumes.images[split], volumes.targets[split]
+    probabilities = np.empty((len(images), len(task.labels)))
+    for numbers in _steps(len(images), name, progress):
+        inputs = [classification.preprocess(images[i], task)[0] for i in numbers]
+        probabilities[numbers.start : numbers.stop] = classification.probabilities(run(np.stack(inputs)))
+    return binary_scores(targets, probabilities)
+
+
+def evaluate_bundle(
+    bundle: Path, split: Split = "test", data: Path | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """Metrics of NAME/VERSION on a split of the data set its manifest names: {"dataset", "split", "values"}.
+
+    data: folder of the data files; None takes KRONSERVE_DATA. BundleError: not a bundle, or it names no data set.
+    DatasetError: the data set is not known or not there.
+    """
+    manifest = read_manifest(bundle)
+    name = manifest.provenance.training.get("dataset")
+    if not isinstance(name, str):
+        raise BundleError(f"{bundle}: the manifest's provenance.training names no dataset to evaluate on")
+    folder = data_folder(data)
+    run, task = _session(bundle, manifest), manifest.task
+    if isinstance(task, Forecasting):
+        values = _evaluate_series(run, task, name, split, folder, progress)
+    else:
+        values = _evaluate_volumes(run, task, name, split, folder, progress)
+    return {"dataset": name, "split": split, "values": values}

@@ -1,0 +1,67 @@
+"""Training a forecaster: the mean of the MSEs at the benchmark's horizons, which are prefixes of one forecast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from app.manifest import Forecasting
+from models.config import ForecasterConfig
+from train.datasets.series import Series, window_count
+from train.metrics import HORIZONS, ForecastErrors
+
+VALIDATION_BATCH = 256
+
+
+class ForecastObjective:
+    """Windows of one series on the scale of its training rows; arXiv 2412.02919, section 6.1.
+
+    Only windows whose whole horizon lies inside the split are trained on. The score is the validation MSE averaged over
+    the horizons, each over all of its own windows.
+    """
+
+    def __init__(self, series: Series, config: ForecasterConfig, device: torch.device) -> None:
+        self.series, self.config, self.device = series, config, device
+        self.horizons = tuple(h for h in HORIZONS if h <= config.horizon) or (config.horizon,)
+        rows = torch.from_numpy(series.scaled("train", config.lookback)).float().to(device)
+        self.size = window_count(len(rows), config.lookback, config.horizon)
+        if not self.size:
+            raise ValueError(f"{len(rows)} training rows hold no window of {config.lookback} + {config.horizon} steps")
+        self._windows = rows.unfold(0, config.lookback + config.horizon, 1)  # (windows, n, lookback + horizon)
+        self._validation = series.scaled("val", config.lookback)
+
+    def loss(self, module: nn.Module, indices: Tensor, generator: Generator) -> Tensor:  # noqa: ARG002
+        windows = self._windows[indices.to(self.device)]
+        past, future = windows[..., : self.config.lookback], windows[..., self.config.lookback :]
+        squared = (module(past) - future).square().mean(dim=(0, 1))  # (horizon)
+        return torch.stack([squared[:h].mean() for h in self.horizons]).mean()
+
+    def validate(self, module: nn.Module) -> tuple[float, dict[str, Any]]:
+        lookback = self.config.lookback
+        errors = ForecastErrors(self._validation, lookback, self.horizons)
+        windows = torch.from_numpy(self._validation).float().unfold(0, lookback, 1)  # (windows, n, lookback)
+        count = max(errors.windows.values())
+        for start in range(0, count, VALIDATION_BATCH):
+            numbers = range(start, min(start + VALIDATION_BATCH, count))
+            forecast = module(windows[numbers.start : numbers.stop].to(self.device))
+            errors.add(numbers, forecast.cpu().numpy())
+        metrics = errors.result()
+        return metrics["average"]["mse"], metrics
+
+    def facts(self) -> dict[str, Any]:
+        task = Forecasting(
+            lookback=self.config.lookback,
+            horizon=self.config.horizon,
+            variates=self.series.variates,
+            frequency=self.series.frequency,
+        )
+        return {
+            "dataset": self.series.name,
+            "data_sha256": self.series.sha256,
+            "data_licence": self.series.licence,
+            "variates": list(self.series.variates),
+            "frequency": self.series.frequency,
+            "task": task.model_dump(mode="json"),
+        }

@@ -1,0 +1,43 @@
+"""From a recipe to a trained checkpoint folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.config import ClassifierConfig, ForecasterConfig
+from train.classification import ClassificationObjective
+from train.datasets import series, volumes
+from train.datasets.folder import DatasetError
+from train.forecasting import ForecastObjective
+from train.loop import Trainer
+from train.objective import Objective
+from train.recipe import Recipe
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto`: CUDA when a GPU is usable, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def make_objective(recipe: Recipe, data: Path, device: torch.device) -> Objective:
+    """The recipe's data set under the recipe's model. DatasetError: unknown data set, or one the model is not for."""
+    model = recipe.model
+    if recipe.dataset in series.SOURCES and isinstance(model, ForecasterConfig):
+        return ForecastObjective(series.load_series(recipe.dataset, data), model, device)
+    if recipe.dataset in volumes.SOURCES and isinstance(model, ClassifierConfig):
+        loaded = volumes.load_volumes(recipe.dataset, data)
+        return ClassificationObjective(loaded, model, recipe.augmentation, device)
+    known = ", ".join([*series.SOURCES, *volumes.SOURCES])
+    raise DatasetError(f"data set {recipe.dataset!r} is not one for a {model.kind}; known: {known}")
+
+
+def train_recipe(
+    recipe: Recipe, data: Path, folder: Path, device: torch.device, resume: bool = False, progress: bool = True
+) -> dict[str, Any]:
+    """Train a recipe into `folder`; returns training.json's content."""
+    return Trainer(recipe, make_objective(recipe, data, device), folder, device, resume).run(progress)
