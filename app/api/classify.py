@@ -1,0 +1,199 @@
+"""POST /v1/models/{model}/classify: volumes in, labels with probabilities out."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.answers import error_responses
+from app.api.uploads import INLINE_BYTES, Upload, offload, read_uploads
+from app.api.waiting import answer_or_disconnect
+from app.engine.runtime import Model
+from app.errors import KronserveError, UnusableInput
+from app.manifest import VolumeClassification
+from app.readers.bounded import GZIP_MAGIC
+from app.readers.volumes import ZIP_MAGIC, read_json_volume, read_volume
+from app.service import Service
+from app.tasks import classification
+
+JSON = "application/json"
+
+_BINARY = {"type": "string", "format": "binary", "description": ".npy, .npz, .nii or .nii.gz, told by the first bytes"}
+_NESTED: dict[str, Any] = {"type": "array", "items": {"type": "array", "items": {"type": "array"}}}
+_REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/octet-stream": {"schema": _BINARY},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "array", "items": _BINARY}},
+            }
+        },
+        JSON: {
+            "schema": {
+                "type": "object",
+                "required": ["volume"],
+                "additionalProperties": False,
+                "properties": {"volume": _NESTED},
+            },
+            "example": {"volume": [[[0, 0], [0, 1]], [[0, 1], [1, 1]]]},
+        },
+    },
+}
+_PREDICTION = {
+    "type": "object",
+    "properties": {
+        "index": {"type": "integer"},
+        "label": {"type": "string"},
+        "probability": {"type": "number"},
+        "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
+        "input": {
+            "type": "object",
+            "properties": {
+                "format": {"type": "string", "enum": ["nifti", "npy", "npz", "json"]},
+                "shape": {"type": "array", "items": {"type": "integer"}},
+                "spacing": {"type": ["array", "null"], "items": {"type": "number"}, "description": "mm"},
+            },
+        },
+        "preprocessing": {"type": "array", "items": {"type": "object"}},
+    },
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One prediction a volume, in the order sent",
+        "content": {
+            JSON: {
+                "schema": {
+                    "type": "object",
+                    "required": ["model", "version", "predictions", "notice"],
+                    "properties": {
+                        "model": {"type": "string"},
+                        "version": {"type": "string"},
+                        "predictions": {"type": "array", "items": _PREDICTION},
+                        "notice": {"type": "string"},
+                    },
+                },
+                "example": {
+                    "model": "hot-adrenal",
+                    "version": "1",
+                    "predictions": [
+                        {
+                            "index": 0,
+                            "label": "normal",
+                            "probability": 0.83,
+                            "probabilities": {"normal": 0.83, "hyperplasia": 0.17},
+                            "input": {"format": "nifti", "shape": [64, 64, 64], "spacing": [1.0, 1.0, 1.0]},
+                            "preprocessing": [{"op": "reorient", "from": "LPS", "to": "RAS"}],
+                        }
+                    ],
+                    "notice": classification.NOTICE,
+                },
+            }
+        },
+    },
+    **error_responses(400, 404, 413, 415, 422, 429, 500, 503, 504),
+}
+
+router = APIRouter(tags=["Tasks"])
+_route: dict[str, Any] = {
+    "responses": _RESPONSES,
+    "openapi_extra": {"requestBody": _REQUEST_BODY},
+    "response_class": Response,
+}
+
+
+@router.post("/v1/models/{model}/classify", summary="Classify volumes", **_route)
+async def classify(request: Request, model: str) -> Response:
+    """Classify the volume in the body, or each `file` of a form. Research use only.
+
+    Any Content-Type other than JSON and forms is a file, told by its first bytes. The answer says how it was read and
+    what preprocessing was applied.
+    """
+    return await _answer(request, model, None)
+
+
+@router.post("/v1/models/{model}/versions/{version}/classify", summary="Classify with one version", **_route)
+async def classify_version(request: Request, model: str, version: str) -> Response:
+    """Classify with one version of a model; as without a version otherwise."""
+    return await _answer(request, model, version)
+
+
+async def _answer(request: Request, name: str, version: str | None) -> Response:
+    service: Service = request.app.state.service
+    model = service.repository.get(name, version)
+    spec = _task(model)
+    uploads = await read_uploads(request, service.settings)
+    limit = service.settings.max_decoded_bytes
+    # All of them are read before any is run: a bad file among them fails the request at no cost to the others' batches.
+    prepared = [
+        await _prepare(upload, spec, model, limit, f"file[{index}]" if len(uploads) > 1 else None)
+        for index, upload in enumerate(uploads)
+    ]
+    predictions = await _run(service, request, model, prepared)
+    return Response(
+        orjson.dumps(
+            {
+                "model": model.name,
+                "version": model.version,
+                "predictions": predictions,
+                "notice": classification.NOTICE,
+            }
+        ),
+        media_type=JSON,
+    )
+
+
+async def _prepare(
+    upload: Upload, spec: VolumeClassification, model: Model, limit: int, field: str | None
+) -> classification.Prepared:
+    def decode() -> classification.Prepared:
+        read = read_json_volume if upload.media_type == JSON else read_volume
+        return classification.prepare(read(upload.data, limit), spec, input_name=model.inputs[0].name)
+
+    # A compressed body says nothing of the work behind it: a thousandth of it may be all that was sent.
+    packed = bytes(upload.data[:4]).startswith((GZIP_MAGIC, ZIP_MAGIC))
+    try:
+        return await offload(INLINE_BYTES + 1 if packed else len(upload.data), decode)
+    except KronserveError as error:
+        error.field = error.field or field
+        raise
+
+
+async def _run(
+    service: Service, request: Request, model: Model, prepared: list[classification.Prepared]
+) -> list[dict[str, Any]]:
+    """Submit every volume as a request of its own, so that they form batches, and wait for all."""
+    futures: list[asyncio.Future[Any]] = []
+    try:
+        for volume in prepared:
+            futures.append(  # noqa: PERF401  (those submitted before a refusal must be known, to be withdrawn)
+                service.scheduler.submit(
+                    model, volume.tensors, model.output_names[:1], timeout=service.settings.request_timeout
+                )
+            )
+        answers = await answer_or_disconnect(asyncio.gather(*futures), request.receive)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+    predictions = []
+    for volume, outputs in zip(prepared, answers, strict=True):
+        prediction = asdict(classification.finish(volume, outputs))
+        del prediction["notice"]  # said once for all
+        predictions.append(prediction)
+    return predictions
+
+
+def _task(model: Model) -> VolumeClassification:
+    task = None if model.manifest is None else model.manifest.task
+    if not isinstance(task, VolumeClassification):
+        kind = "has no manifest that says what it is for" if task is None else f"is for {task.kind}"
+        raise UnusableInput(f"model {model.name!r} {kind}; it does not classify volumes")
+    return task

@@ -1,0 +1,184 @@
+"""Timestamps and the frequency they follow, by pandas' calendar: months, quarters and daylight saving included.
+
+pandas is imported when the first timestamp arrives: a service that has seen none does not pay for it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from app.errors import UnusableInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pandas.tseries.offsets import BaseOffset
+
+_ALIASES = {"second": "s", "S": "s", "minute": "min", "T": "min", "hour": "h", "H": "h", "day": "D"}
+_ANCHORED = {"week": "W", "month": "M", "quarter": "Q", "year": "Y", "W": "W", "M": "M", "Q": "Q", "Y": "Y"}
+_OFFSET = re.compile(r"([1-9][0-9]{0,5})?(ns|us|ms|s|min|h|D|B|W-[A-Z]{3}|[MQY][SE]|[QY][SE]-[A-Z]{3})")
+# The first is ISO 8601 in all its forms; the others are year-first dates without padding. Day-first and month-first
+# dates cannot be told apart, so neither is guessed.
+_DATE_FORMATS = ("ISO8601", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M")
+_DAY = np.timedelta64(1, "D")
+LAST_YEAR = 9999
+"""ISO 8601 has no later year without prior agreement."""
+
+
+def parse_stamps(texts: Any) -> tuple[pd.DatetimeIndex, int | None]:
+    """Timestamps of a list of texts, and the position of the first that is none (then the index is not usable)."""
+    import pandas as pd
+
+    column = pd.Series(texts, dtype="str")
+    first_bad = 0
+    for date_format in _DATE_FORMATS:
+        try:
+            stamps = pd.to_datetime(column, format=date_format, errors="coerce")
+        except ValueError:  # offsets that differ, as over daylight saving: UTC is the one zone that holds them all
+            stamps = pd.to_datetime(column, format=date_format, errors="coerce", utc=True)
+        missing = stamps.isna().to_numpy()
+        if not missing.any():
+            return pd.DatetimeIndex(stamps), None
+        first_bad = max(first_bad, int(missing.argmax()))
+    return pd.DatetimeIndex([]), first_bad
+
+
+def parse_frequency(name: str, first: pd.Timestamp | None = None) -> BaseOffset:
+    """A sampling step from a pandas alias ("h", "10min", "MS") or a KServe name ("hour" or "H", "month" or "M").
+
+    KServe's week, month, quarter and year do not say on which day they fall: `first`, the first timestamp, does.
+
+    Raises:
+        UnusableInput: an unknown name, or one that `first` contradicts.
+    """
+    from pandas.tseries.frequencies import to_offset
+
+    alias = _ALIASES.get(name, name)
+    if name in _ANCHORED:
+        anchored = _anchored(_ANCHORED[name], 1, first)
+        if anchored is None:
+            raise UnusableInput(
+                f"frequency {name!r}: {first} is neither the first nor the last day of a month", field="freq"
+            )
+        alias = anchored
+    try:
+        if _OFFSET.fullmatch(alias) is None:
+            raise ValueError
+        offset = to_offset(alias)
+    except (ValueError, KeyError, OverflowError) as exc:
+        raise UnusableInput(
+            f"frequency {name[:40]!r} is not one like s, 10min, h, D, W-MON, MS, QE", field="freq"
+        ) from exc
+    return offset
+
+
+def regular_frequency(stamps: pd.DatetimeIndex, frequency: str | None, column: str) -> BaseOffset | None:
+    """The step that all of `stamps` follow: the one given, or else the most frequent one; None for one stamp alone.
+
+    Raises:
+        UnusableInput: naming the first row that is repeated, out of order or off the step. Rows count from 1.
+    """
+    steps = np.diff(stamps.asi8)
+    if (steps <= 0).any():
+        bad = int((steps <= 0).argmax()) + 1
+        fault = "repeats the row before" if steps[bad - 1] == 0 else "is earlier than the row before"
+        raise UnusableInput(f"column {column!r}, row {bad + 1}: {stamps[bad]} {fault}", field=column)
+    if frequency is not None:
+        offset, origin = parse_frequency(frequency, stamps[0]), "given"
+    elif len(stamps) > 1:
+        offset, origin = _most_frequent(stamps), "most frequent"
+    else:
+        return None
+    if not offset.is_on_offset(stamps[0]):
+        raise UnusableInput(f"column {column!r}, row 1: {stamps[0]} is not on {offset.freqstr!r}", field=column)
+    follows = _follows(stamps, offset)
+    if not follows.all():
+        bad = int((~follows).argmax()) + 1
+        raise UnusableInput(
+            f"column {column!r}, row {bad + 1}: {stamps[bad]} does not follow {stamps[bad - 1]} "
+            f"by the {origin} step {offset.freqstr!r}",
+            field=column,
+        )
+    return offset
+
+
+def stamps_from(start: str, offset_name: str, count: int) -> tuple[pd.DatetimeIndex, BaseOffset]:
+    """`count` timestamps from `start` on.
+
+    Raises:
+        UnusableInput: `start` is no timestamp, is off the step, or the last would be past year 9999.
+    """
+    stamps, bad = parse_stamps([start])
+    if bad is not None:
+        raise UnusableInput(f"start {start[:40]!r} is not an ISO 8601 timestamp", field="start")
+    offset = parse_frequency(offset_name, stamps[0])
+    if not offset.is_on_offset(stamps[0]):
+        raise UnusableInput(f"start {stamps[0]} is not on {offset.freqstr!r}", field="start")
+    return _range(stamps[0], offset, count), offset
+
+
+def stamps_after(last: pd.Timestamp, frequency: str, count: int) -> pd.DatetimeIndex:
+    """The `count` timestamps that follow `last`.
+
+    Raises:
+        UnusableInput: they would pass year 9999.
+    """
+    return _range(last, parse_frequency(frequency, last), count + 1)[1:]
+
+
+def _range(first: pd.Timestamp, offset: BaseOffset, count: int) -> pd.DatetimeIndex:
+    import pandas as pd
+
+    try:
+        stamps = pd.date_range(first, periods=count, freq=offset)
+    except (ValueError, OverflowError) as exc:
+        raise UnusableInput(f"{count} steps of {offset.freqstr!r} from {first} leave the calendar") from exc
+    if count and stamps[-1].year > LAST_YEAR:
+        raise UnusableInput(f"{count} steps of {offset.freqstr!r} from {first} pass year {LAST_YEAR}")
+    return stamps
+
+
+def _follows(stamps: pd.DatetimeIndex, offset: BaseOffset) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    try:
+        return np.asarray(stamps[:-1] + offset == stamps[1:])
+    except (ValueError, OverflowError) as exc:
+        raise UnusableInput(f"steps of {offset.freqstr!r} leave the calendar") from exc
+
+
+def _most_frequent(stamps: pd.DatetimeIndex) -> BaseOffset:
+    """The modal step, or the calendar step of about that length that explains more of the rows."""
+    import pandas as pd
+
+    steps, counts = np.unique((stamps[1:] - stamps[:-1]).to_numpy(), return_counts=True)
+    step = steps[counts.argmax()]
+    if step % _DAY:
+        return pd.tseries.frequencies.to_offset(pd.Timedelta(step))
+    days = int(step // _DAY)
+    candidates = [f"{days}D"]
+    if days == 1:
+        candidates = ["D", "B"]
+    elif days % 7 == 0:
+        candidates = [_anchored("W", days // 7, stamps[0]) or ""]
+    if days >= 28:
+        months = max(1, round(days / 30.4375))
+        unit, multiple = ("Y", months // 12) if months % 12 == 0 else ("M", months)
+        if months == 3:
+            unit, multiple = "Q", 1
+        candidates.append(_anchored(unit, multiple, stamps[0]) or candidates[0])
+    offsets = [pd.tseries.frequencies.to_offset(alias) for alias in candidates]
+    return max(offsets, key=lambda offset: int(_follows(stamps, offset).sum()))
+
+
+def _anchored(unit: str, multiple: int, first: pd.Timestamp | None) -> str | None:
+    """Alias of a week, month, quarter or year that falls where `first` does; None where no alias says that."""
+    count = "" if multiple == 1 else str(multiple)
+    if first is None:
+        return f"{count}{unit}-SUN" if unit == "W" else f"{count}{unit}E"
+    if unit == "W":
+        return f"{count}W-{first.day_name()[:3].upper()}"
+    if first.day != 1 and not first.is_month_end:
+        return None
+    edge = "S" if first.day == 1 else "E"
+    return f"{count}M{edge}" if unit == "M" else f"{count}{unit}{edge}-{first.month_name()[:3].upper()}"

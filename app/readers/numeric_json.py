@@ -1,0 +1,142 @@
+"""JSON documents whose bulk is numbers: nested lists straight to float64, without a Python float for each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import simdjson
+
+from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
+from app.readers.bounded import Buffer
+
+MAX_GENERAL_BYTES = 4 << 20
+"""Documents up to this size are also read the general way, which takes thirty times their bytes as Python objects."""
+
+MAX_DEPTH = 8
+
+
+def read_document(body: Buffer, array_key: str, limit: int) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
+    """Split a JSON object into its array `array_key` (nested lists of numbers, any depth) and all its other members.
+
+    Raises:
+        InvalidRequest: not JSON (NaN and Infinity are not), not an object, or the array is absent or ragged.
+        UnusableInput: an element of the array is null, text or a boolean; the message names its place.
+        PayloadTooLarge: its numbers would take more than `limit` bytes as float64.
+    """
+    text = bytes(body)
+    numbers = text.count(b",") + 1
+    if numbers * 8 > limit:
+        raise PayloadTooLarge(f"up to {numbers} numbers, more than the limit of {limit} bytes holds")
+    fast = _read_fast(text, array_key)
+    if fast is not None:
+        return fast
+    if len(text) > MAX_GENERAL_BYTES:
+        raise InvalidRequest(f"{array_key!r} must be regular nested lists of numbers in valid JSON", field=array_key)
+    return _read_general(text, array_key)
+
+
+def _read_fast(text: bytes, array_key: str) -> tuple[dict[str, Any], npt.NDArray[np.float64]] | None:
+    """None wherever the document is anything but plain: the general way then finds the answer, or the fault's place."""
+    try:
+        document = simdjson.Parser().parse(text)
+        if not isinstance(document, simdjson.Object):
+            return None
+        members: dict[str, Any] = {}
+        array = None
+        for key in document:
+            if key == array_key:
+                array = document[key]
+            else:
+                value = document[key]
+                members[key] = value.as_list() if isinstance(value, simdjson.Array) else value
+                if isinstance(value, simdjson.Object):
+                    members[key] = value.as_dict()
+        if not isinstance(array, simdjson.Array):
+            return None
+        values = np.array(np.frombuffer(array.as_buffer(of_type="d"), np.float64))
+        shape, lists = _regular_shape(array)
+    except (ValueError, TypeError, RuntimeError, KeyError):
+        return None
+    # The buffer flattens whatever is nested. Only if the text opens no more lists than the regular shape has (and the
+    # other members' own) is it certain that [1, [2]] was not taken for [1, 2].
+    others = sum(_count_lists(value) for value in members.values())
+    if math.prod(shape) != values.size or text.count(b"[") != lists + others:
+        return None
+    return members, values.reshape(shape)
+
+
+def _regular_shape(array: Any) -> tuple[tuple[int, ...], int]:
+    """Shape of a nested list that is regular in the levels that are lists, and how many lists it is made of."""
+    shape, lists = [len(array)], 1
+    level = [array]
+    while shape[-1] and len(shape) < MAX_DEPTH:
+        level = [item for parent in level for item in _child_lists(parent)]
+        if not level:
+            break
+        sizes = {len(item) for item in level}
+        if len(sizes) > 1 or len(level) != math.prod(shape):
+            raise ValueError("ragged")
+        shape.append(sizes.pop())
+        lists += len(level)
+    return tuple(shape), lists
+
+
+def _child_lists(parent: Any) -> list[Any]:
+    # A list of numbers is recognised by its first element, or every number would become a Python object after all.
+    return list(parent) if isinstance(parent[0], simdjson.Array) else []
+
+
+def _count_lists(value: Any) -> int:
+    if isinstance(value, list):
+        return 1 + sum(map(_count_lists, value))
+    if isinstance(value, dict):
+        return sum(map(_count_lists, value.values()))
+    return 0
+
+
+def _read_general(text: bytes, array_key: str) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidRequest(f"not valid JSON: {exc}") from exc
+    if not isinstance(document, dict):
+        raise InvalidRequest("the JSON body must be an object")
+    if array_key not in document:
+        raise InvalidRequest(f"{array_key!r} is missing", field=array_key)
+    nested = document.pop(array_key)
+    if not isinstance(nested, list):
+        raise InvalidRequest(f"{array_key!r} must be nested lists of numbers", field=array_key)
+    _check(nested, _first_shape(nested), array_key, array_key)
+    try:
+        return document, np.array(nested, np.float64)
+    except (OverflowError, ValueError) as exc:
+        raise UnusableInput(f"{array_key!r} holds a number that float64 cannot", field=array_key) from exc
+
+
+def _first_shape(nested: Any) -> tuple[int, ...]:
+    shape: list[int] = []
+    while isinstance(nested, list) and len(shape) < MAX_DEPTH:
+        shape.append(len(nested))
+        nested = nested[0] if nested else None
+    return tuple(shape)
+
+
+def _check(nested: Any, shape: tuple[int, ...], place: str, field: str) -> None:
+    """Every element where the first ones say it should be; the first that is not is named."""
+    if not shape:
+        if isinstance(nested, list):
+            raise InvalidRequest(f"{place} is a list, its neighbours are numbers", field=field)
+        if type(nested) not in (int, float):
+            kind = {type(None): "null", bool: "a boolean", str: "text"}.get(type(nested), "an object")
+            raise UnusableInput(f"{place} is {kind}, not a number", field=field)
+        return
+    if not isinstance(nested, list):
+        raise InvalidRequest(f"{place} is not a list, its neighbours are", field=field)
+    if len(nested) != shape[0]:
+        raise InvalidRequest(f"{place} has {len(nested)} elements, its neighbours have {shape[0]}", field=field)
+    for index, item in enumerate(nested):
+        _check(item, shape[1:], f"{place}[{index}]", field)

@@ -1,0 +1,147 @@
+"""The forecasting task: from a series to the graph's tensor, and from its answer back to the series' own unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import InferenceFailed, UnusableInput
+from app.manifest import Forecasting
+from app.readers import calendar
+from app.readers.series import Series
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_VARIATES = 2048
+"""Attention over variates takes memory with the square of their number: 2048 are 134 MB at 8 heads."""
+
+MAX_MAGNITUDE = 1e300
+"""Differences of larger values overflow float64."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Tensors for the graph, {input: float32 (1, variates, lookback)}, and what turns its answer into a forecast.
+
+    mean, scale: (variates, 1). constant: (variates), true where the window never changes.
+    """
+
+    tensors: Mapping[str, npt.NDArray[np.float32]]
+    series: Series
+    horizon: int
+    mean: Array
+    scale: Array
+    constant: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """values (variates, horizon), in the unit of the series; timestamps (horizon) where the series has any."""
+
+    names: tuple[str, ...]
+    timestamps: pd.DatetimeIndex | None
+    values: Array
+    frequency: str | None
+    time_name: str
+
+
+def standardise(window: Array) -> tuple[npt.NDArray[np.float32], Array, Array]:
+    """Bring each variate's window (variates, lookback) to mean 0 and standard deviation 1.
+
+    Returns the scaled window as float32, and mean and scale (variates, 1) with window = scaled * scale + mean. A window
+    that never changes is scaled to zeros with scale 1.
+
+    Every variate is measured from its own first value and in units of its own range, so that neither a large offset nor
+    a tiny or huge unit costs digits: the scaled window is the same for x, 1e-6 x, 1e6 x and x + offset.
+    """
+    origin = window[:, :1]
+    distance = window - origin
+    reach = np.abs(distance).max(axis=1, keepdims=True)
+    # Below the normal range there are no digits left to forecast from.
+    varies = reach >= np.finfo(np.float64).tiny
+    unit = np.where(varies, reach, 1.0)
+    relative = np.where(varies, distance / unit, 0.0)
+    centre = relative.mean(axis=1, keepdims=True)
+    deviation = np.where(varies, relative.std(axis=1, keepdims=True), 1.0)
+    scaled = (relative - centre) / deviation
+    return scaled.astype(np.float32), origin + centre * unit, deviation * unit
+
+
+def prepare(
+    series: Series,
+    spec: Forecasting,
+    horizon: int | None = None,
+    freq: str | None = None,
+    *,
+    input_name: str = "series",
+) -> Prepared:
+    """Take the last `spec.lookback` steps of every variate to the tensor `input_name`.
+
+    Args:
+        horizon: steps to answer, 1 to `spec.horizon`; all of them if None.
+        freq: the sampling step given beside the series; its timestamps must follow it.
+
+    Raises:
+        UnusableInput: too short a series, a horizon out of range, too many variates, values past float range, or
+            timestamps that contradict `freq`.
+    """
+    variates, steps = series.values.shape
+    if horizon is None:
+        horizon = spec.horizon
+    if not 1 <= horizon <= spec.horizon:
+        raise UnusableInput(f"horizon is {horizon}; this model forecasts 1 to {spec.horizon} steps", field="horizon")
+    if steps < spec.lookback:
+        raise UnusableInput(f"the series has {steps} steps; the lookback of this model is {spec.lookback}")
+    if variates > MAX_VARIATES:
+        raise UnusableInput(f"the series has {variates} variates; at most {MAX_VARIATES} are forecast together")
+    if freq is not None:
+        series = _with_frequency(series, freq)
+
+    window = series.values[:, -spec.lookback :]
+    if spec.standardise:
+        if np.abs(window).max() > MAX_MAGNITUDE:
+            raise UnusableInput(f"values past {MAX_MAGNITUDE:g} cannot be forecast")
+        scaled, mean, scale = standardise(window)
+    else:
+        if np.abs(window).max() > np.finfo(np.float32).max:
+            raise UnusableInput("this model takes values as they are, in float32; some are too large for it")
+        scaled, mean, scale = window.astype(np.float32), np.zeros((variates, 1)), np.ones((variates, 1))
+    constant = np.asarray(~scaled.any(axis=1) & spec.standardise)
+    return Prepared({input_name: scaled[np.newaxis]}, series, horizon, mean, scale, constant)
+
+
+def finish(prepared: Prepared, outputs: Mapping[str, npt.NDArray[np.generic]]) -> Forecast:
+    """The forecast from the graph's one output (1, variates, spec.horizon), of which the first steps are taken.
+
+    A variate that was constant stays what it was: the graph saw zeros there and knows no scale.
+
+    Raises:
+        InferenceFailed: the graph gave NaN or infinity.
+    """
+    (output,) = outputs.values()
+    answer = output[0, :, : prepared.horizon].astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.where(prepared.constant[:, np.newaxis], prepared.mean, answer * prepared.scale + prepared.mean)
+    if not np.isfinite(values).all():
+        raise InferenceFailed("the model's forecast is not finite")
+    series, timestamps = prepared.series, None
+    if series.timestamps is not None and series.frequency is not None:
+        timestamps = calendar.stamps_after(series.timestamps[-1], series.frequency, prepared.horizon)
+    return Forecast(series.names, timestamps, values, series.frequency, series.time_name)
+
+
+def _with_frequency(series: Series, freq: str) -> Series:
+    frequency: str | None
+    if series.timestamps is None:
+        frequency = calendar.parse_frequency(freq).freqstr
+    else:
+        offset = calendar.regular_frequency(series.timestamps, freq, series.time_name)
+        frequency = None if offset is None else offset.freqstr
+    return Series(series.values, series.names, series.timestamps, frequency, series.time_name)
