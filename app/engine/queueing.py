@@ -77,7 +77,8 @@ def _share(entry: Entry, rows: int) -> int:
     return entry.elements if entry.rows == 0 else entry.elements * rows // entry.rows
 
 
-_Heap = list[tuple[int, int, Entry]]
+_Item = tuple[int, int, Entry]
+_Heap = list[_Item]
 
 
 @dataclass(slots=True)
@@ -172,7 +173,7 @@ class WaitingLine:
 
     def drain(self) -> list[Entry]:
         """Remove and return everything that waits."""
-        left = [entry for line in self._lines.values() for _, _, entry in line.order if entry.waiting]
+        left = [item[2] for line in self._lines.values() for item in line.order if _is_live(item)]
         for entry in left:
             self._leave(self._lines[entry.model], entry)
         return left
@@ -212,7 +213,7 @@ class WaitingLine:
         idle = max(1, self._executors - self.running)
         room = line.batch_limit
         if idle > 1:
-            rows = sum(entry.rows - entry.taken for _, _, entry in lane if entry.waiting)
+            rows = sum(item[2].rows - item[2].taken for item in lane if _is_live(item))
             room = min(room, max(1, ceil(rows / idle)))
         slices: list[Slice] = []
         while room > 0:
@@ -241,6 +242,11 @@ class WaitingLine:
         return tuple(slices)
 
 
+def _is_live(item: _Item) -> bool:
+    """Whether a heap item still stands for its entry, which may have left, or queued again behind others."""
+    return item[2].waiting and item[2].sequence == item[1]
+
+
 def _drop_stale(heap: _Heap) -> None:
-    while heap and (not heap[0][2].waiting or heap[0][2].sequence != heap[0][1]):
+    while heap and not _is_live(heap[0]):
         heapq.heappop(heap)

@@ -1,0 +1,39 @@
+# Every target that runs something installs what it needs first, into .venv.
+PYTHON ?= python3
+PORT ?= 8000
+HOST ?= 127.0.0.1
+BIN := .venv/bin
+
+.PHONY: serve test check format train-all export-all clean
+
+serve: .venv/serve.stamp
+	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT)
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/serve.stamp: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+# torch is pinned to one release and asked for first: on Linux without a CUDA build at hand the plain requirement would
+# bring gigabytes of GPU libraries that neither tests nor training on a CPU need.
+.venv/dev.stamp: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ .venv/serve.stamp

@@ -1,0 +1,225 @@
+"""The waiting line's rules, with time and rates given."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.engine.queueing import Batch, Entry, WaitingLine
+from app.errors import Overloaded
+
+
+def entry(model: str = "a", lane: str = "s", rows: int = 1, **options: float) -> Entry:
+    values = {"arrived": 0.0, "deadline": inf, "priority": 0} | options
+    return Entry(model=model, lane=lane, rows=rows, elements=rows * 10, payload=None, **values)  # type: ignore[arg-type]
+
+
+def line(executors: int = 1, max_wait: float = inf, max_requests: int = 100, limits: dict[str, int] | None = None):
+    waiting = WaitingLine(executors=executors, max_wait=max_wait, max_requests=max_requests)
+    for model, limit in (limits or {"a": 4}).items():
+        waiting.register(model, batch_limit=limit, seconds_per_element=0.01)
+    return waiting
+
+
+def taken(batch: Batch | None) -> list[tuple[Entry, int, int]]:
+    assert batch is not None
+    return [(part.entry, part.start, part.stop) for part in batch.slices]
+
+
+def test_batch_takes_the_oldest_of_one_lane_up_to_the_limit():
+    waiting = line()
+    entries = [entry(lane=lane) for lane in "ststtsss"]
+    for item in entries:
+        waiting.admit(item)
+    first = [item for item, _, _ in taken(waiting.take(0.0))]
+    assert first == [entries[0], entries[2], entries[5], entries[6]]
+    second = [item for item, _, _ in taken(waiting.take(0.0))]
+    assert second == [entries[1], entries[3], entries[4]]
+
+
+def test_priority_goes_before_age():
+    waiting = line(limits={"a": 1})
+    late_but_urgent = entry(priority=-1)
+    old = entry()
+    waiting.admit(old)
+    waiting.admit(late_but_urgent)
+    assert taken(waiting.take(0.0))[0][0] is late_but_urgent
+
+
+def test_large_request_is_sliced_and_others_go_between_its_slices():
+    waiting = line(limits={"a": 4})
+    large, small = entry(rows=10), entry(rows=1)
+    waiting.admit(large)
+    waiting.admit(small)
+    assert taken(waiting.take(0.0)) == [(large, 0, 4)]
+    assert taken(waiting.take(0.0)) == [(small, 0, 1), (large, 4, 7)]
+    assert taken(waiting.take(0.0)) == [(large, 7, 10)]
+    assert waiting.take(0.0) is None
+    assert waiting.estimated_wait == pytest.approx(0.0)
+
+
+def test_a_burst_is_spread_over_idle_executors():
+    waiting = line(executors=2, limits={"a": 8})
+    for _ in range(6):
+        waiting.admit(entry())
+    assert [len(taken(waiting.take(0.0))) for _ in range(2)] == [3, 3]
+
+
+def test_models_share_executor_time_not_requests():
+    """A slow model with a long queue gives way to a fast one after a single batch."""
+    waiting = line(limits={"slow": 1, "fast": 1})
+    for _ in range(20):
+        waiting.admit(entry("slow"))
+    for _ in range(20):
+        waiting.admit(entry("fast"))
+    order = []
+    for _ in range(22):
+        batch = waiting.take(0.0)
+        assert batch is not None
+        order.append(batch.model)
+        waiting.done(batch, 1.0 if batch.model == "slow" else 0.1, measured=True)
+    assert order.index("fast") <= 1
+    assert order[:12].count("slow") <= 2
+
+
+def test_a_model_that_was_idle_has_saved_up_nothing():
+    waiting = line(limits={"a": 1, "b": 1})
+    for _ in range(10):
+        waiting.admit(entry("a"))
+    for _ in range(8):
+        batch = waiting.take(0.0)
+        assert batch is not None
+        waiting.done(batch, 1.0, measured=True)
+    for _ in range(5):
+        waiting.admit(entry("b"))
+    order = []
+    for _ in range(4):
+        batch = waiting.take(0.0)
+        assert batch is not None
+        order.append(batch.model)
+        waiting.done(batch, 1.0, measured=True)
+    assert sorted(order) == ["a", "a", "b", "b"]
+
+
+def test_expired_requests_are_set_aside_not_run():
+    waiting = line()
+    late, fine = entry(deadline=1.0), entry(deadline=3.0)
+    waiting.admit(late)
+    waiting.admit(fine)
+    assert [item for item, _, _ in taken(waiting.take(2.0))] == [fine]
+    assert waiting.expired == [late]
+
+
+def test_admission_by_wait_and_by_count():
+    waiting = line(max_wait=0.25)
+    waiting.admit(entry(rows=3))  # 30 elements x 0.01 s = 0.3 s of work
+    with pytest.raises(Overloaded) as refused:
+        waiting.admit(entry())
+    assert refused.value.retry_after == pytest.approx(0.3)
+    waiting = line(max_requests=2)
+    waiting.admit(entry())
+    waiting.admit(entry())
+    with pytest.raises(Overloaded):
+        waiting.admit(entry())
+
+
+def test_rate_follows_what_is_measured():
+    waiting = line()
+    for _ in range(200):
+        waiting.admit(entry())
+        batch = waiting.take(0.0)
+        assert batch is not None
+        waiting.done(batch, 5.0, measured=True)
+    waiting.admit(entry())
+    assert waiting.estimated_wait == pytest.approx(5.0, rel=1e-3)
+
+
+def test_alone_only_when_nothing_else_waits_or_runs():
+    waiting = line(executors=2, limits={"a": 1})
+    waiting.admit(entry())
+    first = waiting.take(0.0)
+    assert first is not None
+    assert first.alone
+    waiting.admit(entry())
+    second = waiting.take(0.0)
+    assert second is not None
+    assert not second.alone
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> list[tuple]:
+    step = st.one_of(
+        st.tuples(
+            st.just("admit"),
+            st.sampled_from("ab"),
+            st.sampled_from("st"),
+            st.integers(0, 11),
+            st.floats(0.0, 20.0),
+            st.integers(0, 2),
+        ),
+        st.tuples(st.just("take"), st.floats(0.0, 3.0)),
+        st.tuples(st.just("discard"), st.integers(0, 50)),
+        st.tuples(st.just("done"), st.integers(0, 3)),
+    )
+    return draw(st.lists(step, max_size=60))
+
+
+@settings(max_examples=300, deadline=None)
+@given(scripts(), st.integers(1, 3), st.integers(1, 5))
+def test_every_row_is_taken_once_expired_or_discarded(script: list[tuple], executors: int, limit: int):
+    waiting = line(executors=executors, limits={"a": limit, "b": limit}, max_requests=20)
+    now = 0.0
+    admitted: list[Entry] = []
+    rows_taken: dict[Entry, list[tuple[int, int]]] = {}
+    gone: set[int] = set()
+    running: list[Batch] = []
+
+    def take() -> bool:
+        batch = waiting.take(now)
+        gone.update(id(item) for item in waiting.expired)
+        waiting.expired.clear()
+        if batch is None:
+            return False
+        running.append(batch)
+        assert len({(part.entry.model, part.entry.lane) for part in batch.slices}) == 1
+        assert batch.rows <= limit
+        for part in batch.slices:
+            assert id(part.entry) not in gone
+            rows_taken.setdefault(part.entry, []).append((part.start, part.stop))
+        return True
+
+    for step in script:
+        match step:
+            case "admit", model, lane, rows, patience, priority:
+                item = entry(model, lane, rows, arrived=now, deadline=now + patience, priority=priority)
+                try:
+                    waiting.admit(item)
+                except Overloaded:
+                    continue
+                admitted.append(item)
+            case "take", passed:
+                now += passed
+                take()
+            case "discard", index if admitted:
+                item = admitted[index % len(admitted)]
+                if waiting.discard(item):
+                    gone.add(id(item))
+            case "done", index if running:
+                waiting.done(running.pop(index % len(running)), 0.5, measured=True)
+    while take():
+        pass
+
+    assert waiting.requests == 0
+    assert waiting.estimated_wait == pytest.approx(0.0, abs=1e-6)
+    for item in admitted:
+        slices = rows_taken.get(item, [])
+        starts = [start for start, _ in slices]
+        assert starts == sorted(starts)
+        covered = [row for start, stop in slices for row in range(start, stop)]
+        assert covered == list(range(len(covered))), "rows in order, none twice"
+        if id(item) not in gone:
+            assert len(covered) == item.rows
+            assert slices, "an empty request is answered too"

@@ -1,0 +1,206 @@
+"""The scheduler with real threads and a runtime that fails and waits on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from math import inf
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.engine.scheduler import Scheduler
+from app.errors import DeadlineExceeded, DeviceFailed, InferenceFailed, KronserveError, Overloaded, Unavailable
+from tests.engine.fakes import FATAL, POISON, DoublingModel
+
+
+@asynccontextmanager
+async def running(*models: DoublingModel, executors: int = 2, max_requests: int = 1000) -> AsyncIterator[Scheduler]:
+    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests)
+    scheduler.start()
+    for model in models:
+        scheduler.register(model)
+    try:
+        yield scheduler
+    finally:
+        for model in models:
+            model.gate.set()
+        await scheduler.close(5.0)
+
+
+def rows(*values: float) -> dict[str, np.ndarray]:
+    return {"x": np.repeat(np.array(values, dtype=np.float32)[:, None], 3, axis=1)}
+
+
+async def blocked(scheduler: Scheduler, model: DoublingModel) -> asyncio.Future:
+    """A one-row request that holds its executor until the model's gate is opened."""
+    model.gate.clear()
+    future = scheduler.submit(model, rows(1), ["y"])
+    while not scheduler.running:  # noqa: ASYNC110  (an executor thread sets it)
+        await asyncio.sleep(0.001)
+    return future
+
+
+async def test_each_request_gets_its_own_rows():
+    model = DoublingModel()
+    async with running(model) as scheduler:
+        futures = [scheduler.submit(model, rows(*range(n, n + n % 7)), ["y"]) for n in range(100)]
+        for n, future in enumerate(futures):
+            np.testing.assert_array_equal((await future)["y"], rows(*range(n, n + n % 7))["x"] * 2)
+    assert scheduler.counters.succeeded == 100
+
+
+async def test_batches_form_while_executors_are_busy():
+    model = DoublingModel(batch_limit=8)
+    async with running(model, executors=1) as scheduler:
+        first = await blocked(scheduler, model)
+        rest = [scheduler.submit(model, rows(n), ["y"]) for n in range(16)]
+        model.gate.set()
+        await asyncio.gather(first, *rest)
+    assert model.batches == [1, 8, 8]
+
+
+async def test_only_the_guilty_requests_of_a_batch_fail():
+    model = DoublingModel(batch_limit=16)
+    async with running(model, executors=1) as scheduler:
+        blocker = await blocked(scheduler, model)
+        futures = [scheduler.submit(model, rows(POISON if n in (3, 11) else n), ["y"]) for n in range(16)]
+        model.gate.set()
+        await blocker
+        results = await asyncio.gather(*futures, return_exceptions=True)
+    for n, result in enumerate(results):
+        if n in (3, 11):
+            assert isinstance(result, InferenceFailed)
+        else:
+            assert isinstance(result, dict)
+            np.testing.assert_array_equal(result["y"], rows(n)["x"] * 2)
+    assert (scheduler.counters.failed, scheduler.counters.succeeded) == (2, 15)
+
+
+async def test_deadline_in_the_queue_ends_the_request_and_its_work_is_not_done():
+    model = DoublingModel()
+    async with running(model, executors=1) as scheduler:
+        blocker = await blocked(scheduler, model)
+        late = scheduler.submit(model, rows(2), ["y"], timeout=0.02)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        model.gate.set()
+        await blocker
+    assert model.batches == [1]
+    assert scheduler.counters.expired == 1
+
+
+async def test_cancelled_requests_are_not_run():
+    model = DoublingModel()
+    async with running(model, executors=1) as scheduler:
+        blocker = await blocked(scheduler, model)
+        gone = scheduler.submit(model, rows(2), ["y"])
+        gone.cancel()
+        model.gate.set()
+        await blocker
+    assert model.batches == [1]
+    assert scheduler.counters.cancelled == 1
+    assert scheduler.queued == 0
+
+
+async def test_queue_limit_refuses_and_counts():
+    model = DoublingModel()
+    async with running(model, executors=1, max_requests=2) as scheduler:
+        first = await blocked(scheduler, model)
+        waiting = [scheduler.submit(model, rows(n), ["y"]) for n in range(2)]
+        with pytest.raises(Overloaded):
+            scheduler.submit(model, rows(9), ["y"])
+        model.gate.set()
+        await asyncio.gather(first, *waiting)
+    assert scheduler.counters.refused == 1
+
+
+async def test_lost_device_fails_what_waits_and_what_comes():
+    model = DoublingModel()
+    async with running(model) as scheduler:
+        with pytest.raises(DeviceFailed):
+            await scheduler.submit(model, rows(FATAL), ["y"])
+        assert scheduler.device_failure is not None
+        with pytest.raises(DeviceFailed):
+            scheduler.submit(model, rows(1), ["y"])
+
+
+async def test_close_answers_what_was_accepted_and_refuses_what_comes():
+    model = DoublingModel()
+    scheduler = Scheduler(executors=1, max_wait=inf, max_requests=100)
+    scheduler.start()
+    scheduler.register(model)
+    futures = [scheduler.submit(model, rows(n), ["y"]) for n in range(20)]
+    await scheduler.close(5.0)
+    assert all(future.done() and future.exception() is None for future in futures)
+    with pytest.raises(Unavailable):
+        scheduler.submit(model, rows(1), ["y"])
+
+
+async def test_close_without_grace_leaves_nothing_pending():
+    model = DoublingModel()
+    model.gate.clear()
+    scheduler = Scheduler(executors=1, max_wait=inf, max_requests=100)
+    scheduler.start()
+    scheduler.register(model)
+    futures = [scheduler.submit(model, rows(n), ["y"]) for n in range(20)]
+    closing = asyncio.create_task(scheduler.close(0.05))
+    done, pending = await asyncio.wait(futures, timeout=5)
+    model.gate.set()
+    await closing
+    assert not pending
+    assert all(isinstance(future.exception(), Unavailable) for future in done)
+
+
+REQUEST = st.tuples(
+    st.sampled_from(["good", "poison", "cancel", "hurry"]),
+    st.integers(0, 9),  # rows
+    st.integers(0, 1),  # model
+    st.integers(0, 2),  # priority
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(REQUEST, max_size=40), st.integers(1, 3), st.integers(1, 5), st.booleans())
+def test_every_request_ends_exactly_once(requests: list[tuple], executors: int, limit: int, abort: bool):
+    async def scenario() -> None:
+        models = [DoublingModel("a", batch_limit=limit), DoublingModel("b", batch_limit=limit)]
+        scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=30)
+        scheduler.start()
+        for model in models:
+            scheduler.register(model)
+        accepted = []
+        refused = 0
+        for kind, count, which, priority in requests:
+            values = [float(n + 1) for n in range(count)]
+            if kind == "poison" and values:
+                values[len(values) // 2] = POISON
+            timeout = 0.0 if kind == "hurry" else inf
+            try:
+                future = scheduler.submit(models[which], rows(*values), ["y"], timeout=timeout, priority=priority)
+            except Overloaded:
+                refused += 1
+                continue
+            accepted.append((kind, values, future))
+            if kind == "cancel":
+                future.cancel()
+        await scheduler.close(0.0 if abort else 10.0)
+        for kind, values, future in accepted:
+            assert future.done(), "no future is left pending"
+            if future.cancelled():
+                assert kind == "cancel"
+            elif (error := future.exception()) is not None:
+                assert isinstance(error, KronserveError)
+                assert abort or kind in ("poison", "hurry")
+            else:
+                np.testing.assert_array_equal(future.result()["y"], rows(*values)["x"] * 2)
+        counters = scheduler.counters
+        endings = counters.succeeded + counters.failed + counters.expired + counters.cancelled + counters.aborted
+        assert (counters.submitted, counters.refused) == (len(requests), refused)
+        assert endings == len(accepted)
+        assert (scheduler.queued, scheduler.running) == (0, 0)
+
+    asyncio.run(scenario())
