@@ -1,0 +1,205 @@
+"""The loop on tiny synthetic data: resumption bit for bit, early stopping, what it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Generator, Tensor, nn
+
+from app.manifest import Forecasting, VolumeClassification
+from models.config import ClassifierConfig, ForecasterConfig, build, from_dict
+from tests.train import synthetic
+from train.classification import ClassificationObjective, random_affine, transform
+from train.forecasting import ForecastObjective
+from train.loop import ResumeError, Trainer
+from train.objective import Objective
+from train.recipe import Augmentation, Recipe
+
+CPU = torch.device("cpu")
+KINDS = {"forecaster": synthetic.forecaster_recipe, "classifier": synthetic.classifier_recipe}
+
+
+def objective(recipe: Recipe) -> Objective:
+    if isinstance(recipe.model, ForecasterConfig):
+        return ForecastObjective(synthetic.series(), recipe.model, CPU)
+    return ClassificationObjective(synthetic.volumes(), recipe.model, recipe.augmentation, CPU)
+
+
+def train(recipe: Recipe, folder: Path, resume: bool = False, using: Objective | None = None) -> dict[str, Any]:
+    return Trainer(recipe, using or objective(recipe), folder, CPU, resume).run(progress=False)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Interrupting:
+    """An objective that fails like a killed process after a number of training steps."""
+
+    def __init__(self, inner: Objective, steps: int) -> None:
+        self.inner, self.steps, self.size = inner, steps, inner.size
+
+    def loss(self, module: nn.Module, indices: Tensor, generator: Generator) -> Tensor:
+        if not self.steps:
+            raise Interrupted
+        self.steps -= 1
+        return self.inner.loss(module, indices, generator)
+
+    def validate(self, module: nn.Module) -> tuple[float, dict[str, Any]]:
+        return self.inner.validate(module)
+
+    def facts(self) -> dict[str, Any]:
+        return self.inner.facts()
+
+
+class Scripted(Interrupting):
+    """The true loss, with validation scores from a list."""
+
+    def __init__(self, inner: Objective, scores: list[float]) -> None:
+        super().__init__(inner, steps=10_000)
+        self.scores = iter(scores)
+
+    def validate(self, module: nn.Module) -> tuple[float, dict[str, Any]]:
+        score = next(self.scores)
+        return score, {"scripted": score}
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    recipe = KINDS[kind]()
+    whole = train(recipe, tmp_path / "whole")
+    steps_an_epoch = -(-objective(recipe).size // recipe.optimisation.batch)
+    with pytest.raises(Interrupted):  # in the middle of epoch 3
+        train(recipe, tmp_path / "parts", using=Interrupting(objective(recipe), 2 * steps_an_epoch + 1))
+    assert len(without_times(tmp_path / "parts")) == 2
+    torch.manual_seed(987)  # the process that resumes has a random state of its own
+    resumed = train(recipe, tmp_path / "parts", resume=True)
+    assert resumed == whole
+    assert without_times(tmp_path / "parts") == without_times(tmp_path / "whole")
+    for name in ("weights.safetensors", "training.json", "config.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        train(synthetic.forecaster_recipe(seed=seed, epochs=1), tmp_path / str(seed))
+    assert (tmp_path / "1/weights.safetensors").read_bytes() != (tmp_path / "2/weights.safetensors").read_bytes()
+
+
+def test_another_recipe_does_not_resume(tmp_path: Path) -> None:
+    train(synthetic.forecaster_recipe(epochs=1), tmp_path)
+    with pytest.raises(ResumeError, match="another recipe, seed or data set"):
+        train(synthetic.forecaster_recipe(epochs=2), tmp_path, resume=True)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    recipe = synthetic.forecaster_recipe(epochs=2)
+    first = train(recipe, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert train(recipe, tmp_path, resume=True) == first
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_stops_early_and_keeps_the_best_epoch(tmp_path: Path) -> None:
+    recipe = synthetic.forecaster_recipe(epochs=9, patience=3)
+    training = train(recipe, tmp_path, using=Scripted(objective(recipe), [5.0, 3.0, 4.0, 3.0, 3.5, 1.0]))
+    assert training["best_epoch"] == 2
+    assert training["epochs_run"] == 5
+    assert training["validation"] == {"scripted": 3.0}
+    assert training["finished"]
+    # The saved weights are those of epoch 2: a run that stops there has the same ones.
+    with pytest.raises(StopIteration):
+        train(recipe, tmp_path / "two", using=Scripted(objective(recipe), [5.0, 3.0]))
+    assert (tmp_path / "two/weights.safetensors").read_bytes() == (tmp_path / "weights.safetensors").read_bytes()
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    """After 20 epochs the sines are forecast far better than by their mean (scaled variance 1)."""
+    recipe = synthetic.forecaster_recipe(epochs=20, learning_rate=1e-2, average=0.0)
+    training = train(recipe, tmp_path)
+    losses = [line["train_loss"] for line in without_times(tmp_path)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert training["validation"]["average"]["mse"] < 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_folder_is_a_checkpoint(kind: str, tmp_path: Path) -> None:
+    recipe = KINDS[kind](epochs=2)
+    train(recipe, tmp_path)
+    config = from_dict(json.loads((tmp_path / "config.json").read_text()))
+    assert config == recipe.model
+    module = build(config)
+    module.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    training = json.loads((tmp_path / "training.json").read_text())
+    _, metrics = objective(recipe).validate(module.eval().requires_grad_(False))
+    assert metrics == training["validation"], "training.json's figures are those of the saved weights"
+    assert training["recipe"]["model"] == json.loads((tmp_path / "config.json").read_text())
+    assert set(training) >= {"seed", "dataset", "data_sha256", "data_licence", "versions", "best_epoch", "task"}
+    if isinstance(recipe.model, ForecasterConfig):
+        task = Forecasting.model_validate(training["task"])
+        assert (task.lookback, task.horizon, task.frequency) == (12, 8, "h")
+        assert list(task.variates) == training["variates"] == ["a", "b"]
+    else:
+        labels = VolumeClassification.model_validate(training["task"])
+        assert list(labels.labels) == training["labels"] == ["large", "small"]
+        assert [step.op for step in labels.preprocessing] == ["reorient", "binarise", "resize"]
+    assert not list(tmp_path.glob(".*")), "no temporary file is left"
+
+
+def test_the_forecast_loss_is_the_mean_over_horizons() -> None:
+    """Against a loop over windows in numpy, with a module that repeats the last value."""
+
+    class LastValue(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[..., -1:].expand(*x.shape[:-1], 8)
+
+    recipe = synthetic.forecaster_recipe()
+    assert isinstance(recipe.model, ForecasterConfig)
+    task = ForecastObjective(synthetic.series(), recipe.model, CPU)
+    task.horizons = (2, 8)
+    rows = synthetic.series().scaled("train", 12)
+    assert task.size == 120 - 12 - 8 + 1
+    chosen = [0, 7, task.size - 1]
+    errors = np.stack([rows[w + 12 : w + 20] - rows[w + 11] for w in chosen])
+    expected = (np.square(errors[:, :2]).mean() + np.square(errors).mean()) / 2
+    loss = task.loss(LastValue(), torch.tensor(chosen), torch.Generator())
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_for_other_classes_is_refused() -> None:
+    recipe = synthetic.classifier_recipe()
+    assert isinstance(recipe.model, ClassifierConfig)
+    with pytest.raises(ValueError, match="the model has 3 classes, synthetic has 2"):
+        ClassificationObjective(
+            synthetic.volumes(), dataclasses.replace(recipe.model, classes=3), recipe.augmentation, CPU
+        )
+
+
+def test_affine_maps_move_and_keep_volumes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.rand(2, 1, 8, 8, 8, generator=generator)
+    still = transform(volume, random_affine(2, Augmentation(), generator))
+    torch.testing.assert_close(still, volume)
+    # A shift by a quarter of the side along the last axis (x comes first in the map) moves by 2 of 8 voxels.
+    shift = torch.eye(3, 4).expand(2, 3, 4).clone()
+    shift[:, 0, 3] = 0.5
+    torch.testing.assert_close(transform(volume, shift)[..., :6], volume[..., 2:])
+    maps = random_affine(500, Augmentation(rotation=15.0, scale=0.2, shift=0.1), generator)
+    size = torch.linalg.det(maps[:, :, :3].double()) ** (1 / 3)
+    assert 0.8 <= size.min() < 0.85
+    assert 1.15 < size.max() <= 1.2
+    turns = maps[:, :, :3] / size[:, None, None].float()
+    torch.testing.assert_close(turns @ turns.mT, torch.eye(3).expand(500, 3, 3), rtol=0, atol=1e-5)
+    assert 0.19 < maps[:, :, 3].abs().max() <= 0.2
