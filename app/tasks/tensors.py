@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from app.engine.runtime import Model
+from app.engine.runtime import NUMPY_TYPES, Model
 from app.errors import InvalidRequest
 from app.manifest import TensorSpec
 
@@ -14,7 +14,7 @@ from app.manifest import TensorSpec
 def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors in the model's order, or InvalidRequest naming the input at fault.
 
-    Every input exactly once, each of the declared rank and fixed sizes, one batch size over all; floats must be finite.
+    Every input exactly once, each of the declared datatype, rank and fixed sizes, one batch size over all; floats must be finite.
     """
     for name in tensors:
         if name not in model.input_specs:
@@ -27,6 +27,8 @@ def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, n
         tensor = tensors.get(name)
         if tensor is None:
             raise InvalidRequest(f"input {name!r} is missing", field=name)
+        if tensor.dtype != NUMPY_TYPES[spec.datatype]:
+            raise InvalidRequest(f"input {name!r} must be {spec.datatype}", field=name)
         _check_shape(spec, tensor)
         if model.batched:
             if rows is not None and tensor.shape[0] != rows:

@@ -1,0 +1,75 @@
+"""A real `kronserve serve` process on a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+
+@dataclass
+class Server:
+    """A running server; `url` ends without a slash."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def resident_bytes(self) -> int:
+        """Resident memory of the process."""
+        fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def stop(self, grace: float = 30.0) -> int:
+        """SIGTERM, and the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(grace)
+
+
+@contextmanager
+def serving(repository: Path, log: Path, *options: str, wait_ready: bool = True) -> Iterator[Server]:
+    """Run `kronserve serve` on `repository`; ready when the block starts, killed when it ends."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("kronserve")), "serve"]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [*command, "--repository", str(repository), "--port", str(port), *options],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(process, port, log)
+    try:
+        _wait(server, "/v2/health/ready" if wait_ready else "/v2/health/live")
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait(server: Server, path: str, patience: float = 60.0) -> None:
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        if server.process.poll() is not None:
+            break
+        try:
+            if httpx.get(server.url + path).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"no {path} from the server:\n{server.log.read_text()}")
