@@ -7,13 +7,16 @@ import dataclasses
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from train.datasets.folder import VARIABLE, DatasetError, data_folder
 
+_RECIPES = Path(__file__).parent / "recipes"
+
 _TRAIN_EXAMPLES = f"""\
 examples:
-  {VARIABLE}=~/data kronserve train train/recipes/hot-etth1.toml
+  {VARIABLE}=~/data kronserve train hot-etth1
   kronserve train my.toml --data ~/data --out runs/mine --seed 3
   kronserve train my.toml --data ~/data --out runs/mine --seed 3 --resume
   kronserve export runs/mine --name mine --version 1
@@ -36,7 +39,10 @@ def _train_parser() -> argparse.ArgumentParser:
         epilog=_TRAIN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", type=Path, help="TOML file: data set, [model], [optimisation], [augmentation]")
+    shipped = ", ".join(sorted(path.stem for path in _RECIPES.glob("*.toml")))
+    parser.add_argument(
+        "recipe", help=f"TOML file with data set, [model], [optimisation], [augmentation]; or a shipped one: {shipped}"
+    )
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME of the recipe)")
     parser.add_argument("--seed", type=int, help="instead of the recipe's seed")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's epochs")
@@ -49,7 +55,7 @@ def _train_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train(argv: list[str] | None = None) -> int:
+def train(argv: Sequence[str] | None = None) -> int:
     """Train the model of a recipe on its data set.
 
     Exit status: 0 trained, 1 the recipe, the data or the run folder is not usable, 2 wrong arguments, 130 interrupted.
@@ -66,7 +72,7 @@ def train(argv: list[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
-        recipe = read_recipe(arguments.recipe)
+        recipe = read_recipe(_recipe_path(arguments.recipe))
         given = {key: getattr(arguments, key) for key in ("seed", "epochs") if getattr(arguments, key) is not None}
         if given.get("epochs", 1) < 1:
             raise RecipeError("--epochs must be at least 1")
@@ -100,7 +106,7 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def evaluate(argv: list[str] | None = None) -> int:
+def evaluate(argv: Sequence[str] | None = None) -> int:
     """Measure a bundle on its data set's split through ONNX Runtime.
 
     Exit status: 0 measured, 1 no such bundle or data, 2 wrong arguments.
@@ -118,6 +124,12 @@ def evaluate(argv: list[str] | None = None) -> int:
         return _fail(str(error))
     _print({"model": arguments.name, "version": bundle.name, **metrics})
     return 0
+
+
+def _recipe_path(given: str) -> Path:
+    """The file of that name, else the shipped recipe of that name."""
+    path, shipped = Path(given), _RECIPES / f"{given}.toml"
+    return shipped if not path.exists() and shipped.exists() else path
 
 
 def _find_bundle(repository: Path, name: str, version: str | None) -> Path:
