@@ -198,7 +198,7 @@ def _header(raw: bytes, encoding: str) -> tuple[list[str], int]:
     while position < len(raw):
         end = raw.find(b"\n", position) + 1 or len(raw)
         try:
-            fields = next(csv.reader([raw[position:end].decode(encoding)]), [])
+            fields = next(csv.reader([raw[position:end].decode(encoding)], strict=True), [])
         except csv.Error as exc:
             raise InvalidRequest(f"the CSV's header is broken: {exc}") from exc
         position = end

@@ -1,0 +1,43 @@
+"""What tests of the running service share: the shipped bundles and one client of one application."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from app.main import create_app
+from app.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The shipped bundles; KRONSERVE_REPOSITORY names others of the same names and shapes."""
+    return Path(os.environ.get("KRONSERVE_REPOSITORY", ROOT / "model_repository"))
+
+
+@pytest.fixture(scope="session")
+def service_settings(repository: Path) -> Settings:
+    """Small limits, so that tests reach them with small bodies."""
+    return Settings(
+        repository=repository, device="cpu", executors=2, max_body_bytes=4 << 20, max_decoded_bytes=8 << 20
+    )
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(service_settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """Speaks to an application whose models are loaded. Tests that use it run in the session's event loop:
+    pytestmark = pytest.mark.asyncio(loop_scope="session").
+    """
+    app = create_app(service_settings)
+    async with app.router.lifespan_context(app):
+        await app.state.service.wait_loaded()
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://kronserve") as speaker:
+            yield speaker
