@@ -1,0 +1,206 @@
+"""POST /v1/models/hot-adrenal/classify through HTTP: every format, several files, and every refusal."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import orjson
+import pytest
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+URL = "/v1/models/hot-adrenal/classify"
+
+
+def mask(seed: int = 0, size: int = 64) -> npt.NDArray[np.uint8]:
+    """A few random balls."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), axis=-1)
+    filled = np.zeros((size,) * 3, np.bool_)
+    for centre, radius in zip(rng.uniform(0.3, 0.7, (4, 3)) * size, rng.uniform(0.05, 0.2, 4) * size, strict=True):
+        filled |= ((grid - centre) ** 2).sum(axis=-1) < radius**2
+    return filled.astype(np.uint8)
+
+
+def npy(array: npt.NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def npz(array: npt.NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, volume=array)
+    return stream.getvalue()
+
+
+def nifti(array: npt.NDArray[Any], affine: npt.NDArray[np.float64] | None = None) -> bytes:
+    data: bytes = nib.Nifti1Image(array, np.eye(4) if affine is None else affine).to_bytes()
+    return data
+
+
+async def classify(client: httpx.AsyncClient, body: bytes, **headers: str) -> dict[str, Any]:
+    response = await client.post(URL, content=body, headers=headers)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    assert len(answer["predictions"]) == 1
+    return answer
+
+
+async def test_the_answer_is_what_the_graph_says_of_the_reduced_mask(
+    client: httpx.AsyncClient, repository: Path
+) -> None:
+    session = ort.InferenceSession(repository / "hot-adrenal" / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    entry = session.get_inputs()[0]
+    size = entry.shape[-1]
+    factor = 64 // size
+    reduced = mask().reshape(size, factor, size, factor, size, factor).mean(axis=(1, 3, 5)).astype(np.float32)
+    (logits,) = session.run(None, {entry.name: reduced[np.newaxis, np.newaxis]})
+    truth = np.exp(logits[0].astype(np.float64))
+    truth /= truth.sum()
+
+    answer = await classify(client, npy(mask()))
+    assert (answer["model"], answer["version"], answer["notice"]) == ("hot-adrenal", "1", "research use only")
+    (prediction,) = answer["predictions"]
+    assert prediction["index"] == int(truth.argmax())
+    assert prediction["label"] == list(prediction["probabilities"])[prediction["index"]]
+    assert prediction["probability"] == prediction["probabilities"][prediction["label"]]
+    assert list(prediction["probabilities"].values()) == pytest.approx(truth.tolist(), abs=1e-5)
+    assert sum(prediction["probabilities"].values()) == pytest.approx(1, abs=1e-12)
+    assert prediction["input"] == {"format": "npy", "shape": [64, 64, 64], "spacing": None}
+    assert [step["op"] for step in prediction["preprocessing"]] == ["reorient", "binarise", "resize"]
+
+
+async def test_every_format_gives_the_same_prediction(client: httpx.AsyncClient) -> None:
+    array = mask()
+    truth = (await classify(client, npy(array)))["predictions"][0]
+    bodies = {
+        "npy": npy(np.asfortranarray(array.astype(np.float64) * 7)),
+        "npz": npz(array),
+        "nifti": nifti(array),
+        "nifti.gz": gzip.compress(nifti(array)),
+    }
+    for name, body in bodies.items():
+        (prediction,) = (await classify(client, body))["predictions"]
+        assert prediction["probabilities"] == pytest.approx(truth["probabilities"], abs=1e-6)
+        assert prediction["input"]["format"] == name.partition(".")[0]
+    document = orjson.dumps({"volume": array.tolist()})
+    (prediction,) = (await classify(client, document, **{"content-type": "application/json"}))["predictions"]
+    assert prediction["probabilities"] == pytest.approx(truth["probabilities"], abs=1e-6)
+    packed = await classify(client, gzip.compress(npy(array)), **{"content-encoding": "gzip"})
+    assert packed["predictions"][0]["input"]["format"] == "npy"
+
+
+async def test_the_affine_decides_not_the_order_of_storage(client: httpx.AsyncClient) -> None:
+    array = mask()
+    truth = (await classify(client, nifti(array)))["predictions"][0]
+    # The same mask stored as left-posterior-superior, its axes exchanged, 2 mm voxels.
+    stored = array[::-1, ::-1].transpose(1, 0, 2)
+    affine = np.array([[0.0, -2, 0, 126], [-2, 0, 0, 126], [0, 0, 2, 0], [0, 0, 0, 1]])
+    (prediction,) = (await classify(client, nifti(np.ascontiguousarray(stored), affine)))["predictions"]
+    assert prediction["probabilities"] == pytest.approx(truth["probabilities"], abs=1e-6)
+    assert prediction["preprocessing"][0] == {"op": "reorient", "from": "PLS", "to": "RAS"}
+    assert prediction["input"]["spacing"] == [2.0, 2.0, 2.0]
+
+
+async def test_several_files_are_answered_in_their_order(client: httpx.AsyncClient) -> None:
+    arrays = [mask(seed) for seed in range(6)]
+    single = [(await classify(client, npy(array)))["predictions"][0] for array in arrays]
+    files = [("file", (f"{seed}", gzip.compress(nifti(array)))) for seed, array in enumerate(arrays)]
+    answer = (await client.post(URL, files=files)).json()
+    assert len({round(prediction["probability"], 6) for prediction in single}) > 1
+    for prediction, alone in zip(answer["predictions"], single, strict=True):
+        assert prediction["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+    versioned = await client.post("/v1/models/hot-adrenal/versions/1/classify", files=files)
+    assert versioned.json() == answer
+
+
+async def test_a_bad_file_among_several_is_named(client: httpx.AsyncClient) -> None:
+    files = [("file", ("a", npy(mask()))), ("file", ("b", npy(mask())[:-1])), ("file", ("c", npy(mask())))]
+    response = await client.post(URL, files=files)
+    assert (response.status_code, response.json()["field"]) == (400, "file[1]")
+
+
+def patched(data: bytes, at: int, value: bytes) -> bytes:
+    return data[:at] + value + data[at + len(value) :]
+
+
+HUGE = np.int16([30000, 30000, 30000]).tobytes()
+NAN = np.full((4, 4, 4), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"", 400, "empty"),
+        (b"not a volume", 400, "first bytes"),
+        (npy(mask())[:-1], 400, "claims"),
+        (nifti(mask())[:-1], 400, "truncated"),
+        (gzip.compress(nifti(mask()))[:-9], 400, "truncated"),
+        (npz(mask())[:-9], 400, "zip"),
+        (npy(np.zeros((4, 4))), 422, "three axes"),
+        (npy(np.zeros((4, 4, 4, 2))), 422, "three axes"),
+        (npy(np.zeros((4, 0, 4))), 422, "no voxels"),
+        (npy(NAN), 422, "NaN"),
+        (nifti(NAN), 422, "NaN"),
+        (patched(nifti(mask()), 42, HUGE), 413, "header claims"),
+        (gzip.compress(patched(nifti(mask()), 42, HUGE)), 413, "header claims"),
+        (gzip.compress(nifti(mask()) + bytes(64 << 20)), 413, "expands"),
+        (npz(np.zeros((256, 256, 256), np.uint8)), 413, "limit"),
+        (bytes(5 << 20), 413, "limit"),
+    ],
+)
+async def test_refusals(client: httpx.AsyncClient, body: bytes, status: int, message: str) -> None:
+    response = await client.post(URL, content=body)
+    assert response.status_code == status, response.text
+    assert message in response.json()["error"]
+    assert (await client.post(URL, content=npy(mask()))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b'{"volume": [[[1, 2], [3]]]}', 400, "volume[0][1]"),
+        (b'{"volume": [[[1, null]]]}', 422, "volume[0][0][1] is null"),
+        (b'{"volume": [[1]]}', 422, "three axes"),
+        (b'{"image": [[[1]]]}', 400, "'volume' is missing"),
+        (b"[", 400, "JSON"),
+    ],
+)
+async def test_json_refusals(client: httpx.AsyncClient, body: bytes, status: int, message: str) -> None:
+    response = await client.post(URL, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == status, response.text
+    assert message in response.json()["error"]
+
+
+async def test_unknown_models_and_other_tasks(client: httpx.AsyncClient) -> None:
+    for url, status in (
+        ("/v1/models/absent/classify", 404),
+        ("/v1/models/hot-adrenal/versions/99/classify", 404),
+        ("/v1/models/hot-etth1/classify", 422),
+    ):
+        response = await client.post(url, content=npy(mask()))
+        assert response.status_code == status
+        assert response.json()["error"]
+
+
+async def test_the_document_describes_bodies_and_answers(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    operation = document["paths"]["/v1/models/{model}/classify"]["post"]
+    assert set(operation["requestBody"]["content"]) == {
+        "application/octet-stream",
+        "multipart/form-data",
+        "application/json",
+    }
+    example = operation["responses"]["200"]["content"]["application/json"]["example"]
+    answer = await classify(client, gzip.compress(nifti(mask())))
+    assert set(example) == set(answer)
+    assert set(example["predictions"][0]) == set(answer["predictions"][0])
