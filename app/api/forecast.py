@@ -19,6 +19,7 @@ from app.engine.runtime import Model
 from app.errors import InvalidRequest, UnsupportedMediaType, UnusableInput
 from app.manifest import Forecasting
 from app.readers import series
+from app.readers.calendar import isoformat
 from app.service import Service
 from app.tasks import forecasting
 
@@ -177,14 +178,9 @@ def _encode(model: Model, answer: forecasting.Forecast, media_type: str) -> byte
         stream = io.BytesIO()
         np.save(stream, answer.values, allow_pickle=False)
         return stream.getvalue()
-    stamps = None if answer.timestamps is None else [stamp.isoformat() for stamp in answer.timestamps]
+    stamps = None if answer.timestamps is None else isoformat(answer.timestamps)
     if media_type == CSV:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([answer.time_name if stamps else "step", *answer.names])
-        steps = stamps or range(1, answer.values.shape[1] + 1)
-        writer.writerows([step, *row] for step, row in zip(steps, answer.values.T.tolist(), strict=True))
-        return text.getvalue().encode()
+        return _csv(answer, stamps)
     document = {
         "model": model.name,
         "version": model.version,
@@ -194,3 +190,13 @@ def _encode(model: Model, answer: forecasting.Forecast, media_type: str) -> byte
         "forecast": dict(zip(answer.names, np.ascontiguousarray(answer.values), strict=True)),
     }
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _csv(answer: forecasting.Forecast, stamps: list[str] | None) -> bytes:
+    header = io.StringIO()
+    csv.writer(header, lineterminator="").writerow([answer.time_name if stamps else "step", *answer.names])
+    steps = stamps or map(str, range(1, answer.values.shape[1] + 1))
+    # orjson writes the numbers ten times as fast as csv does; between its brackets they stand as CSV has them.
+    rows = orjson.dumps(np.ascontiguousarray(answer.values.T), option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    lines = (f"{step},{row}" for step, row in zip(steps, rows[2:-2].split("],["), strict=True))
+    return "\n".join((header.getvalue(), *lines, "")).encode()

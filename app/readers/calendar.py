@@ -128,6 +128,15 @@ def stamps_after(last: pd.Timestamp, frequency: str, count: int) -> pd.DatetimeI
     return _range(last, parse_frequency(frequency, last), count + 1)[1:]
 
 
+def isoformat(stamps: pd.DatetimeIndex) -> list[str]:
+    """The timestamps in ISO 8601, with their offset from UTC where they have one."""
+    whole_seconds = stamps.tz is None and stamps.equals(stamps.floor("s"))
+    if whole_seconds:  # what isoformat writes, for all of them at once
+        texts: list[str] = np.datetime_as_string(stamps.to_numpy(), unit="s").tolist()
+        return texts
+    return [stamp.isoformat() for stamp in stamps]
+
+
 def _range(first: pd.Timestamp, offset: BaseOffset, count: int) -> pd.DatetimeIndex:
     import pandas as pd
 

@@ -230,6 +230,8 @@ def _not_numbers(column: pd.Series[Any]) -> npt.NDArray[np.bool_]:
 def _numbers(column: pd.Series[Any], name: str) -> npt.NDArray[np.float64]:
     from pandas.api.types import is_bool_dtype
 
+    if column.dtype.kind in "iuf":
+        return column.to_numpy(np.float64)
     bad = np.ones(len(column), np.bool_) if is_bool_dtype(column.dtype) else _not_numbers(column)
     if bad.any():
         row = int(bad.argmax())

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from app.errors import UnusableInput
-from app.readers.calendar import parse_frequency, parse_stamps, regular_frequency, stamps_after, stamps_from
+from app.readers.calendar import isoformat, parse_frequency, parse_stamps, regular_frequency, stamps_after, stamps_from
 
 FREQUENCIES = ["s", "10min", "h", "90min", "D", "3D", "W-MON", "2W-FRI", "B", "MS", "ME", "2MS", "QS-OCT", "QE-DEC"]
 FREQUENCIES += ["YS-JAN", "YE-JUN"]
@@ -142,3 +142,15 @@ def test_start_and_frequency() -> None:
 def test_the_calendar_ends(frequency: str) -> None:
     with pytest.raises(UnusableInput):
         stamps_after(pd.Timestamp("9999-01-01"), frequency, 9000)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pd.date_range("2020-01-01", periods=5, freq="h"),
+        pd.date_range("2020-01-01", periods=5, freq="250ms"),
+        pd.date_range("2021-03-28", periods=5, freq="h", tz="Europe/Berlin"),
+    ],
+)
+def test_isoformat_is_pandas_own(index: pd.DatetimeIndex) -> None:
+    assert isoformat(index) == [stamp.isoformat() for stamp in index]
