@@ -124,7 +124,7 @@ class Parity(Part):
     tolerance: float
     cases: tuple[ParityCase, ...] = Field(min_length=1)
     rounding: dict[str, float] = {}
-    """Largest relative distance from PyTorch in float64 of "pytorch" (float32) and "onnxruntime": alike, it is rounding."""
+    """Largest relative distance from PyTorch in float64 of "pytorch" (float32) and "onnxruntime"; alike: rounding."""
 
     @property
     def worst(self) -> ParityCase:

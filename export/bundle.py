@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from app.manifest import (
     File,
     Forecasting,
     Manifest,
+    Parity,
     Provenance,
     Resize,
     Task,
@@ -159,9 +161,7 @@ def export_bundle(
     return target, manifest
 
 
-def _manifest(
-    checkpoint: Checkpoint, request: Request, described: Task, parity: verify.Parity, folder: Path
-) -> Manifest:
+def _manifest(checkpoint: Checkpoint, request: Request, described: Task, parity: Parity, folder: Path) -> Manifest:
     sig, before, training = signature(checkpoint.config), checkpoint.manifest, checkpoint.training
     recipe = training.get("recipe", {})
     files = {name: _file(folder / name) for name in (GRAPH, WEIGHTS)}
@@ -173,7 +173,7 @@ def _manifest(
         inputs=(TensorSpec(name=sig.input, datatype="FP32", shape=sig.input_shape, axes=sig.input_axes),),
         outputs=(TensorSpec(name=sig.output, datatype="FP32", shape=sig.output_shape, axes=sig.output_axes),),
         provenance=Provenance(
-            config=to_dict(checkpoint.config),
+            config=json.loads(json.dumps(to_dict(checkpoint.config))),
             weights_sha256=files[WEIGHTS].sha256,
             training=training,
             versions=versions(),

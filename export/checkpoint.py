@@ -74,8 +74,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def load_module(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's module in float32, in inference mode.
 
-    ExportError: the file is corrupt, or its tensors are not the module's; names, shapes and datatypes are listed. Weights
-    must be stored as the module holds them, because the graph reads the very file.
+    ExportError: the file is corrupt, or its tensors are not the module's; names, shapes and datatypes are listed.
+    Weights must be stored as the module holds them, because the graph reads the very file.
     """
     try:
         stored = load_file(checkpoint.weights)

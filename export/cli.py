@@ -64,7 +64,9 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--intended-use", metavar="TEXT", help="what the model is for, and what not")
     measured = parser.add_mutually_exclusive_group()
     measured.add_argument("--metrics", type=Path, metavar="FILE", help="JSON to record as the manifest's metrics")
-    measured.add_argument("--evaluate", metavar="SPLIT", help="measure the bundle on a split of its data and record it")
+    measured.add_argument(
+        "--evaluate", choices=("train", "val", "test"), help="measure the bundle on a split of its data and record it"
+    )
     parser.add_argument("--force", action="store_true", help="replace the version if it exists")
     return parser
 
@@ -93,12 +95,16 @@ def export(argv: list[str]) -> int:
     evaluate = None
     if options.evaluate is not None:
         try:
-            from train.evaluate import evaluate_bundle
+            from train.datasets.folder import DatasetError
+            from train.evaluate import BundleError, evaluate_bundle
         except ModuleNotFoundError as error:
             return _missing("train", error)
 
         def evaluate(folder: Path) -> dict[str, Any]:
-            return evaluate_bundle(folder, options.evaluate)
+            try:
+                return evaluate_bundle(folder, options.evaluate, progress=sys.stderr.isatty())
+            except (BundleError, DatasetError) as error:
+                raise ExportError(f"--evaluate {options.evaluate}: {error}") from error
 
     request = Request(
         name=options.name,
@@ -118,17 +124,16 @@ def export(argv: list[str]) -> int:
     try:
         folder, manifest = export_bundle(read_checkpoint(options.checkpoint), request, evaluate)
     except ExportError as error:
-        print(f"kronserve export: {error}", file=sys.stderr)
-        return 1
+        return _fail(f"kronserve export: {error}")
     worst = manifest.parity.worst
     size = sum(file.size for file in manifest.files.values())
-    print(f"{folder}: {size / 1e6:.2f} MB, opset {manifest.provenance.opset}")
-    print(
+    lines = [
+        f"{folder}: {size / 1e6:.2f} MB, opset {manifest.provenance.opset}",
         f"parity: worst relative error {worst.relative:.2e} (tolerance {manifest.parity.tolerance:g}), "
-        f"{worst.inputs} inputs of shape {list(worst.shape)}"
-    )
-    for side, distance in manifest.parity.rounding.items():
-        print(f"distance from float64: {side} {distance:.2e}")
+        f"{worst.inputs} inputs of shape {list(worst.shape)}",
+        *(f"distance from float64: {side} {distance:.2e}" for side, distance in manifest.parity.rounding.items()),
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
@@ -150,15 +155,17 @@ def inspect(argv: list[str]) -> int:
     try:
         description = describe(options.bundle)
     except BundleError as error:
-        print(f"kronserve inspect: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(description, indent=2) if options.json else render(description))
+        return _fail(f"kronserve inspect: {error}")
+    sys.stdout.write((json.dumps(description, indent=2) if options.json else render(description)) + "\n")
     return 0
 
 
-def _missing(extra: str, error: ModuleNotFoundError) -> int:
-    print(
-        f"kronserve: the module {error.name} is missing; install kronserve[{extra}]: pip install 'kronserve[{extra}]'",
-        file=sys.stderr,
-    )
+def _fail(message: str) -> int:
+    sys.stderr.write(message + "\n")
     return 1
+
+
+def _missing(extra: str, error: ModuleNotFoundError) -> int:
+    if (error.name or "").split(".")[0] in ("app", "export", "models", "train"):
+        raise error  # a fault of this installation, which no extra repairs
+    return _fail(f"kronserve: the module {error.name} is missing; install kronserve[{extra}]")

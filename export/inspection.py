@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from app.manifest import Manifest
@@ -79,8 +79,8 @@ def render(description: dict[str, Any]) -> str:
         ("versions", _pairs(provenance["versions"])),
         (
             "parity",
-            f"worst relative error {worst['relative']:.2e} of {parity['tolerance']:g} allowed, {worst['inputs']} inputs "
-            f"of shape {worst['shape']}, {len(parity['cases'])} shapes",
+            f"worst relative error {worst['relative']:.2e} of {parity['tolerance']:g} allowed, {worst['inputs']} "
+            f"inputs of shape {worst['shape']}, {len(parity['cases'])} shapes",
         ),
         ("from float64", ", ".join(f"{side} {distance:.2e}" for side, distance in parity["rounding"].items())),
         ("metrics", _pairs(description["metrics"])),

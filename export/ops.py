@@ -1,8 +1,9 @@
 """The custom operators of an exported graph: schemas, translations from torch, and bodies in standard ONNX.
 
-An attention core is one node of the domain `ai.kronserve`. Every model carries a model-local function of the same name,
-written in standard operators, so any ONNX runtime can run it: ONNX Runtime inlines the body unless a kernel is registered
-for the node. A registered library's schema is enforced by name, so each signature (operator and order) has its own name.
+An attention core is one node of the domain `ai.kronserve`. Every model carries a model-local function of the same
+name, written in standard operators, so any ONNX runtime can run it: ONNX Runtime inlines the body unless a kernel is
+registered for the node. A registered library's schema is enforced by name, so each signature (operator and order) has
+its own name.
 
 A further core needs an entry in `CORES`: its torch overload and a function from the order to `Core`.
 """
@@ -26,13 +27,14 @@ VERSION = 1
 ORDERS = range(1, 5)
 
 _OPSET = values.Opset(DOMAIN, VERSION)
+_SCALE = "Factor of q k^T, 1 / sqrt(e). A constant: read from a shape, it would be computed anew at every run."
 
 
 @dataclass(frozen=True)
 class Core:
     """One signature: `name`, its tensors in order (all of type T, the result has the first one's shape), and its body.
 
-    `body` is a sequence of nodes in ONNX's textual syntax that assigns `result`.
+    `body` is a sequence of nodes in ONNX's textual syntax that assigns `result`; `@scale` is the node's attribute.
     """
 
     name: str
@@ -50,15 +52,14 @@ class Core:
             inputs=[onnx.defs.OpSchema.FormalParameter(name, "T") for name in self.inputs],
             outputs=[onnx.defs.OpSchema.FormalParameter("result", "T")],
             type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(double)"], "")],
+            attributes=[onnx.defs.OpSchema.Attribute("scale", onnx.defs.OpSchema.AttrType.FLOAT, _SCALE)],
         )
 
     def function(self, opset: int) -> onnx.FunctionProto:
         """The body as a model-local function over the default domain's `opset`."""
         header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
-        lines = "\n".join(self.body)
-        return onnx.parser.parse_function(
-            f"{header}\n{self.name} ({', '.join(self.inputs)}) => (result) {{\n{lines}\n}}"
-        )
+        head = f"{self.name} <scale> ({', '.join(self.inputs)}) => (result)"
+        return onnx.parser.parse_function("\n".join((header, head, "{", *self.body, "}")))
 
 
 def _mode_attention(mode: int) -> list[str]:
@@ -105,11 +106,8 @@ def _hot(order: int, name: str, doc: str, combine: Callable[[int], Iterable[str]
     body = [
         f"grid = Transpose <perm = {to_heads}> (value)",
         "shape = Shape (grid)",
-        # Static in every exported graph, so ONNX Runtime folds it to a constant.
-        "width = Shape <start = -1> (value)",
-        "width_like = CastLike (width, value)",
-        "root = Sqrt (width_like)",
-        "scale = Reciprocal (root)",
+        "given = Constant <value_float : float = @scale> ()",
+        "scale = CastLike (given, value)",
     ]
     for mode in modes:
         body += _mode_attention(mode)
@@ -159,7 +157,10 @@ def _translation(build: Callable[[int], Core]) -> Callable[..., ir.Value]:
             raise ValueError(f"attention of order {len(queries)} has no ONNX operator; orders are 1 to {ORDERS[-1]}")
         core = build(len(queries))
         tensors = [tensor for pair in zip(queries, keys, strict=True) for tensor in pair]
-        return values.Op(_OPSET, core.name, core.schema())(value, *tensors)
+        width = value.shape[-1] if value.shape is not None else None
+        if not isinstance(width, int):
+            raise ValueError("the head width must be static")
+        return values.Op(_OPSET, core.name, core.schema())(value, *tensors, scale=width**-0.5)
 
     return translate
 

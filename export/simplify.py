@@ -9,6 +9,8 @@ import onnx_ir.passes.common as passes
 from onnxscript import ir, rewriter
 from onnxscript.optimizer import fold_constants_ir
 
+from export.rows import keep_rows
+
 
 def rename_dimensions(model: ir.Model, names: Mapping[str, str]) -> None:
     """Give symbolic dimensions their public names, inside expressions ("s0*s1") too."""
@@ -69,13 +71,16 @@ def _copies_dimensions(reshape: ir.Node) -> bool:
 
 
 def _merge_reshapes(graph: ir.Graph) -> None:
-    """Reshape(Reshape(x)) is the second reshape of x."""
-    for node in graph:
+    """Reshape(Reshape(x)) is the second reshape of x; so is Reshape(Squeeze(x)). A Shape reshaped to [-1] is itself."""
+    for node in list(graph):
         if node.op_type != "Reshape" or node.inputs[0] is None or _copies_dimensions(node):
             continue
-        first = node.inputs[0].producer()
-        if first is not None and first.op_type == "Reshape" and first.domain == "":
+        while (first := node.inputs[0].producer()) is not None and first.op_type in ("Reshape", "Squeeze"):
             node.replace_input_with(0, first.inputs[0])
+        target = ir.convenience.get_const_tensor(node.inputs[1])
+        if first is not None and first.op_type == "Shape" and target is not None and target.numpy().tolist() == [-1]:
+            ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+            graph.remove(node, safe=True)
 
 
 def simplify(model: ir.Model, weights: Collection[str]) -> None:
@@ -94,6 +99,7 @@ def simplify(model: ir.Model, weights: Collection[str]) -> None:
         _share_dimensions(model.graph)
         fold_constants_ir(model, should_fold=may_fold)
         rewriter.rewrite(model)
+        keep_rows(model.graph)
         _merge_reshapes(model.graph)
         passes.IdentityEliminationPass()(model)
         passes.RemoveUnusedNodesPass()(model)
@@ -104,7 +110,7 @@ def simplify(model: ir.Model, weights: Collection[str]) -> None:
     passes.RemoveUnusedOpsetsPass()(model)
     passes.OutputFixPass()(model)
     passes.NameFixPass()(model)
-    passes.ClearMetadataAndDocStringPass()(model)
+    _strip(model)
 
 
 def _merge_equal_constants(model: ir.Model, weights: Collection[str]) -> None:
@@ -118,3 +124,13 @@ def _merge_equal_constants(model: ir.Model, weights: Collection[str]) -> None:
         if (first := seen.setdefault(key, value)) is not value:
             ir.convenience.replace_all_uses_with(value, first)
             model.graph.initializers.pop(name)
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop documentation and metadata: torch.onnx writes stack traces with local paths there."""
+    passes.ClearMetadataAndDocStringPass()(model)
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)]
+    for value in values:  # the pass leaves values alone
+        value.metadata_props.clear()
+        value.doc_string = None

@@ -136,6 +136,6 @@ def with_functions(model: ir.Model) -> onnx.ModelProto:
 
     They are attached here, after every rewrite, because torch.onnx and the rewrites would inline or drop them.
     """
-    proto = ir.serde.serialize_model(model)
+    proto: onnx.ModelProto = ir.serde.serialize_model(model)
     ops.attach_functions(proto)
     return proto

@@ -45,9 +45,9 @@ class Case:
 def cases(config: Config) -> Iterator[Case]:
     """Ordinary and extreme inputs at every shape of the grid; the same ones for the same config.
 
-    Each case has one scale, so that an error is measured against the outputs it belongs to. Forecasters are fed with noise,
-    random walks far from zero, constant and zero series, and noise in small and large units; classifiers with grey values,
-    masks, and empty, full, faint and bright volumes.
+    Each case has one scale, so that an error is measured against the outputs it belongs to. Forecasters are fed with
+    noise, random walks far from zero, constant and zero series, and noise in small and large units; classifiers with
+    grey values, masks, and empty, full, faint and bright volumes.
     """
     generator = torch.Generator().manual_seed(0)
     for batch in BATCHES:

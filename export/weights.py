@@ -1,16 +1,16 @@
 """The safetensors file as ONNX external data: initializers that point at the tensors where they lie.
 
-A safetensors file is an 8-byte little-endian header length, a JSON header, and the tensors as raw little-endian bytes at
-the offsets that the header gives, counted from its end (github.com/huggingface/safetensors, "Format").
+A safetensors file is an 8-byte little-endian header length, a JSON header, and the tensors as raw little-endian bytes
+at the offsets that the header gives, counted from its end (github.com/huggingface/safetensors, "Format").
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from onnxscript import ir
 
@@ -54,11 +54,11 @@ def layout(path: Path) -> dict[str, Stored]:
             raise ExportError(f"{path} is not a safetensors file: {error}") from error
 
 
-def _stored(entry: Mapping[str, object], start: int, size: int) -> Stored:
-    begin, end = entry["data_offsets"]  # type: ignore[misc]
+def _stored(entry: dict[str, Any], start: int, size: int) -> Stored:
+    begin, end = entry["data_offsets"]
     if not 0 <= begin <= end <= size - start:
         raise ValueError(f"data_offsets {begin}, {end} lie outside the file")
-    return Stored(_DTYPES[str(entry["dtype"])], tuple(entry["shape"]), start + begin, end - begin)  # type: ignore[arg-type]
+    return Stored(_DTYPES[entry["dtype"]], tuple(entry["shape"]), start + begin, end - begin)
 
 
 def refer_to(model: ir.Model, path: Path) -> None:

@@ -1,0 +1,215 @@
+"""Bundles appear whole or not at all, say where they come from, and can be exported again from themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.manifest import Binarise, Forecasting, Manifest, Resize, VolumeClassification
+from export.bundle import Request, export_bundle, task
+from export.checkpoint import Checkpoint, ExportError, load_module, read_checkpoint
+from export.verify import ParityError
+from models.config import to_dict
+from tests.export.conftest import CONFIGS, Exported
+
+Writer = Callable[[str], Path]
+
+
+def _edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    change(weights)
+    save_file(weights, folder / "weights.safetensors")
+
+
+def test_manifest_describes_the_bundle(exported: Exported) -> None:
+    manifest = Manifest.model_validate_json((exported.folder / "manifest.json").read_bytes())
+    assert manifest == exported.manifest
+    assert sorted(path.name for path in exported.folder.iterdir()) == [
+        "manifest.json",
+        "model.onnx",
+        "weights.safetensors",
+    ]
+    for name, file in manifest.files.items():
+        content = (exported.folder / name).read_bytes()
+        assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert manifest.provenance.config == json.loads(json.dumps(to_dict(exported.config)))
+    assert manifest.provenance.weights_sha256 == manifest.files["weights.safetensors"].sha256
+    assert manifest.provenance.versions["torch"] == torch.__version__
+    assert {spec.name: spec.shape[0] for spec in manifest.inputs + manifest.outputs}.keys() in (
+        {"series", "forecast"},
+        {"volume", "logits"},
+    )
+
+
+def test_exporting_a_bundle_again_gives_the_same_weights_and_graph(exported: Exported, tmp_path: Path) -> None:
+    described = replace(Request("again", "2", tmp_path), description="the same once more")
+    folder, manifest = export_bundle(read_checkpoint(exported.folder), described)
+    assert folder == tmp_path / "again" / "2"
+    for name in ("weights.safetensors", "model.onnx"):
+        assert (folder / name).read_bytes() == (exported.folder / name).read_bytes()
+    assert manifest.task == exported.manifest.task
+    assert manifest.provenance.weights_sha256 == exported.manifest.provenance.weights_sha256
+    assert (manifest.name, manifest.version, manifest.description) == ("again", "2", "the same once more")
+
+
+def test_failed_parity_writes_nothing(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    source = read_checkpoint(exports("forecaster-sum").folder)
+    with pytest.raises(ParityError, match="nothing was written"):
+        export_bundle(source, Request("exact", "1", tmp_path / "repository", tolerance=0.0))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_failed_evaluation_leaves_the_version_that_was_there(
+    exports: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    source = read_checkpoint(exports("forecaster-sum").folder)
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    (tmp_path / "model" / "1" / "before").touch()
+
+    def fails(folder: Path) -> dict[str, object]:
+        assert (folder / "manifest.json").is_file()
+        raise ExportError("no data")
+
+    with pytest.raises(ExportError, match="no data"):
+        export_bundle(source, Request("model", "1", tmp_path, force=True), fails)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["1"]
+    assert (tmp_path / "model" / "1" / "before").exists()
+
+
+def test_a_version_is_replaced_only_by_force(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    source = read_checkpoint(exports("forecaster-sum").folder)
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    (tmp_path / "model" / "1" / "before").touch()
+    with pytest.raises(ExportError, match="exists"):
+        export_bundle(source, Request("model", "1", tmp_path))
+    assert (tmp_path / "model" / "1" / "before").exists()
+    export_bundle(source, Request("model", "1", tmp_path, force=True), lambda _: {"split": "test"})
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["1"]
+    assert not (tmp_path / "model" / "1" / "before").exists()
+    manifest = Manifest.model_validate_json((tmp_path / "model" / "1" / "manifest.json").read_bytes())
+    assert manifest.metrics == {"split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [("../up", "1"), (".hidden", "1"), ("", "1"), ("a b", "1"), ("m", "0"), ("m", "01"), ("m", "x")],
+)
+def test_name_and_version_are_checked_first(checkpoint: Writer, tmp_path: Path, name: str, version: str) -> None:
+    with pytest.raises(ExportError, match=r"^(name|version) "):
+        export_bundle(read_checkpoint(checkpoint("forecaster-sum")), Request(name, version, tmp_path / "repository"))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_every_tensor_that_does_not_fit_is_named(checkpoint: Writer) -> None:
+    folder = checkpoint("forecaster-product")
+
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        del weights["head.bias"]
+        weights["head.scale"] = torch.ones(1)
+        weights["embed.weight"] = torch.zeros(2, 2)
+        weights["head.weight"] = weights["head.weight"].half()
+        weights["embed.bias"][3] = float("nan")
+
+    _edit(folder, change)
+    with pytest.raises(ExportError) as failure:
+        load_module(read_checkpoint(folder))
+    for part in (
+        "missing head.bias",
+        "unexpected head.scale",
+        "embed.weight has shape (2, 2) instead of (16, 1, 4)",
+        "head.weight is torch.float16 instead of torch.float32",
+        "embed.bias holds NaN",
+    ):
+        assert part in str(failure.value)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "header", "length"])
+def test_a_damaged_safetensors_file_is_refused(checkpoint: Writer, tmp_path: Path, damage: str) -> None:
+    folder = checkpoint("forecaster-sum")
+    path = folder / "weights.safetensors"
+    content = path.read_bytes()
+    broken = {
+        "empty": b"",
+        "cut": content[: len(content) // 2],
+        "header": content[:20] + b"\xff" * 20 + content[40:],
+        "length": b"\xff" * 8 + content[8:],
+    }
+    path.write_bytes(broken[damage])
+    with pytest.raises(ExportError, match="safetensors"):
+        export_bundle(read_checkpoint(folder), Request("broken", "1", tmp_path / "repository"))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_what_a_checkpoint_lacks_is_named(checkpoint: Writer, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no such folder"):
+        read_checkpoint(tmp_path / "nowhere")
+    folder = checkpoint("classifier-sum")
+    config = folder / "config.json"
+    values = json.loads(config.read_text())
+    for broken, message in (
+        ({**values, "colour": 1}, "unknown keys colour"),
+        ({**values, "kind": "oracle"}, "unknown kind 'oracle'"),
+        ([], "must hold a JSON object"),
+    ):
+        config.write_text(json.dumps(broken))
+        with pytest.raises(ExportError, match=message):
+            read_checkpoint(folder)
+    config.write_text("{")
+    with pytest.raises(ExportError, match="is not JSON"):
+        read_checkpoint(folder)
+    config.unlink()
+    with pytest.raises(ExportError, match=r"neither config\.json .* nor manifest\.json"):
+        read_checkpoint(folder)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(ExportError, match=r"weights\.safetensors: no such file"):
+        read_checkpoint(folder)
+
+
+def _source(kind: str, training: dict[str, object]) -> Checkpoint:
+    return Checkpoint(CONFIGS[kind], Path("weights.safetensors"), training, None)
+
+
+def test_the_task_is_the_trainings_own_or_made_of_the_config() -> None:
+    request = Request("m", "1", Path("repository"))
+    assert task(_source("forecaster-sum", {}), request) == Forecasting(lookback=24, horizon=16)
+    assert task(_source("classifier-product", {}), request) == VolumeClassification(
+        labels=("class 0", "class 1", "class 2"), preprocessing=(Resize(shape=(8, 12, 16)),)
+    )
+    trained = VolumeClassification(labels=("no", "yes"), preprocessing=(Binarise(), Resize(shape=(8, 8, 8))))
+    source = _source("classifier-sum", {"task": trained.model_dump(mode="json")})
+    assert task(source, request) == trained
+    renamed = task(source, replace(request, labels=("benign", "malignant")))
+    assert renamed == trained.model_copy(update={"labels": ("benign", "malignant")})
+    hourly = task(_source("forecaster-sum", {}), replace(request, frequency="h", variates=("a", "b")))
+    assert hourly == Forecasting(lookback=24, horizon=16, frequency="h", variates=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "training", "options", "message"),
+    [
+        ("classifier-product", {}, {"labels": ("a", "b")}, r"2 labels \(a, b\) for 3 classes"),
+        ("forecaster-sum", {}, {"labels": ("a", "b")}, "labels belong to classifiers"),
+        ("classifier-sum", {}, {"frequency": "h"}, "belong to forecasters"),
+        ("forecaster-sum", {"task": {"kind": "telling fortunes"}}, {}, "training.json: task"),
+        ("forecaster-sum", {"task": {"kind": "forecasting", "lookback": 24, "horizon": 8}}, {}, "24, 8 are not"),
+        ("forecaster-sum", {"task": {"kind": "volume-classification", "labels": ["a", "b"]}}, {}, "does not fit"),
+        ("classifier-sum", {"task": {"kind": "volume-classification", "labels": ["a", "b"]}}, {}, "end in a resize"),
+    ],
+)
+def test_a_task_that_is_not_the_models_is_refused(
+    kind: str, training: dict[str, object], options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        task(_source(kind, training), replace(Request("m", "1", Path("repository")), **options))
+
+
+def test_an_opset_that_cannot_be_written_is_refused(checkpoint: Writer, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="opset 12 is not supported"):
+        export_bundle(read_checkpoint(checkpoint("forecaster-sum")), Request("m", "1", tmp_path, opset=12))

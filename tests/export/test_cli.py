@@ -1,0 +1,102 @@
+"""`kronserve export` and `kronserve inspect` as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests.export.conftest import Exported
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _run(command: str, *arguments: str | Path, block: str = "") -> subprocess.CompletedProcess[str]:
+    """`kronserve COMMAND ...` in a fresh interpreter; `block` names a module that cannot be imported there."""
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({block.split()!r})); "
+        f"from export.cli import {command}; sys.exit({command}(sys.argv[1:]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+
+
+def test_export_writes_a_bundle_and_reports_its_parity(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    done = _run(
+        "export",
+        checkpoint("forecaster-sum"),
+        *("--name", "hourly", "--version", "3", "--repository", tmp_path / "repository"),
+        *("--opset", "21", "--frequency", "h", "--variates", "a, b", "--data-licence", "CC0"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "parity: worst relative error" in done.stdout
+    bundle = tmp_path / "repository" / "hourly" / "3"
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["task"]["frequency"] == "h"
+    assert manifest["task"]["variates"] == ["a", "b"]
+    assert manifest["data_licence"] == "CC0"
+    assert manifest["provenance"]["opset"] == 21
+    assert {entry.domain: entry.version for entry in onnx.load(bundle / "model.onnx").opset_import}[""] == 21
+
+
+def test_failed_parity_exits_with_the_worst_case(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    bundle = exports("forecaster-sum").folder
+    done = _run("export", bundle, "--name", "m", "--version", "1", "--repository", tmp_path / "r", "--tolerance", "0")
+    assert done.returncode == 1
+    assert "parity failed: relative error" in done.stderr
+    assert "inputs of shape (" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_faults_are_one_line_without_a_traceback(tmp_path: Path) -> None:
+    done = _run("export", tmp_path / "nowhere", "--name", "m", "--version", "1", "--repository", tmp_path / "r")
+    assert done.returncode == 1
+    assert done.stderr == f"kronserve export: {tmp_path / 'nowhere'}: no such folder\n"
+    done = _run("inspect", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"kronserve inspect: {tmp_path / 'manifest.json'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("command", ["export", "inspect"])
+def test_help_has_examples(command: str) -> None:
+    done = _run(command, "--help", block="torch onnx")
+    assert done.returncode == 0
+    assert f"kronserve {command} " in done.stdout.partition("examples:")[2]
+
+
+def test_a_missing_extra_is_named(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    bundle = exports("forecaster-sum").folder
+    done = _run("export", bundle, "--name", "m", "--version", "1", "--repository", tmp_path, block="torch")
+    assert done.returncode == 1
+    assert "torch is missing; install kronserve[export]" in done.stderr
+
+
+def test_inspect_tells_what_the_bundle_is_without_torch(exports: Callable[[str], Exported]) -> None:
+    exported = exports("classifier-product")
+    parameters = sum(parameter.numel() for parameter in exported.module.parameters())
+    done = _run("inspect", exported.folder, "--json", block="torch")
+    assert done.returncode == 0, done.stderr
+    described = json.loads(done.stdout)
+    assert described["graph"]["parameters"] == parameters
+    assert described["graph"]["operators"]["ai.kronserve.HotProduct3"] == exported.config.depth
+    assert described["graph"]["functions"].keys() == {"ai.kronserve.HotProduct3"}
+    assert described["parity"] == exported.manifest.model_dump(mode="json")["parity"]
+    done = _run("inspect", exported.folder, block="torch")
+    assert f"{parameters:,}" in done.stdout
+    assert "volume FP32 [batch, channel 1, depth 8, height 12, width 16]" in done.stdout
+    assert "logits FP32 [batch, class 3]" in done.stdout
