@@ -9,9 +9,14 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
+from hypothesis import settings as hypothesis_settings
 
 from app.main import create_app
 from app.settings import Settings
+
+# The same examples at every run, and none fails for being slow on a busy machine.
+hypothesis_settings.register_profile("kronserve", deadline=None, derandomize=True)
+hypothesis_settings.load_profile("kronserve")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,9 +30,7 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def service_settings(repository: Path) -> Settings:
     """Small limits, so that tests reach them with small bodies."""
-    return Settings(
-        repository=repository, device="cpu", executors=2, max_body_bytes=4 << 20, max_decoded_bytes=8 << 20
-    )
+    return Settings(repository=repository, device="cpu", executors=2, max_body_bytes=4 << 20, max_decoded_bytes=8 << 20)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -172,7 +172,7 @@ def _collect(blocks: Iterable[bytes], limit: int, name: str) -> bytearray:
 def _gzip_blocks(data: Buffer) -> Iterator[bytes]:
     view, position, members = memoryview(data), 0, 0
     while members == 0 or position < len(view):
-        if members and not any(view[position : position + BLOCK]):
+        if members and not bytes(view[position : position + BLOCK]).strip(b"\0"):
             position += BLOCK  # gzip pads the last tape block with zeros
             continue
         if members == MAX_GZIP_MEMBERS:

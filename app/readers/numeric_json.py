@@ -13,6 +13,9 @@ import simdjson
 from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
 from app.readers.bounded import Buffer
 
+MAX_NUMBERS = 8 << 20
+"""Numbers in one document, a volume of 200 voxels a side or a thousand variates of 8000 steps; more belongs in .npy."""
+
 MAX_GENERAL_BYTES = 4 << 20
 """Documents up to this size are also read the general way, which takes thirty times their bytes as Python objects."""
 
@@ -29,8 +32,9 @@ def read_document(body: Buffer, array_key: str, limit: int) -> tuple[dict[str, A
     """
     text = bytes(body)
     numbers = text.count(b",") + 1
-    if numbers * 8 > limit:
-        raise PayloadTooLarge(f"up to {numbers} numbers, more than the limit of {limit} bytes holds")
+    if numbers > MAX_NUMBERS or numbers * 8 > limit:
+        most = min(MAX_NUMBERS, limit // 8)
+        raise PayloadTooLarge(f"the JSON holds up to {numbers} numbers, more than the limit of {most}")
     fast = _read_fast(text, array_key)
     if fast is not None:
         return fast

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import InvalidRequest, UnsupportedMediaType, UnusableInput
+from app.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType, UnusableInput
 from app.readers import calendar, npy
 from app.readers.bounded import Buffer
 from app.readers.numeric_json import read_document
@@ -26,6 +26,12 @@ MEDIA_TYPES = {
     "application/json": "json",
     "application/x-npy": "npy",
 }
+
+MAX_VARIATES = 1024
+"""Attention over variates takes memory with the square of their number; 1024 take a HOT forecaster about 0.5 GB."""
+
+MAX_STEPS = 1 << 20
+"""A model looks at its lookback alone: longer series only cost time to read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +97,7 @@ def read_csv(data: Buffer, frequency: str | None = None) -> Series:
     raw = bytes(data)
     encoding = _encoding(raw)
     names, rows_at = _header(raw, encoding)
+    _check_size(len(names) - 1, raw.count(b"\n", rows_at))
     stream = io.BytesIO(raw)
     stream.seek(rows_at)
     try:
@@ -174,9 +181,17 @@ def _as_variates(array: npt.NDArray[Any], field: str) -> npt.NDArray[np.float64]
     if array.ndim not in (1, 2):
         raise UnusableInput(f"{field} has {array.ndim} dimensions; it must be [variates, time] or [time]", field=field)
     values = np.atleast_2d(array)
+    _check_size(*values.shape)
     if values.size == 0:
         raise UnusableInput(f"{field} has no values", field=field)
     return np.ascontiguousarray(values, np.float64)
+
+
+def _check_size(variates: int, steps: int) -> None:
+    if variates > MAX_VARIATES:
+        raise PayloadTooLarge(f"{variates} variates; at most {MAX_VARIATES} are forecast together")
+    if steps > MAX_STEPS:
+        raise PayloadTooLarge(f"{steps} steps; at most {MAX_STEPS} are read, and the last are those that count")
 
 
 def _encoding(raw: bytes) -> str:
@@ -197,6 +212,7 @@ def _header(raw: bytes, encoding: str) -> tuple[list[str], int]:
     position = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
     while position < len(raw):
         end = raw.find(b"\n", position) + 1 or len(raw)
+        _check_size(raw.count(b",", position, end), 0)
         try:
             fields = next(csv.reader([raw[position:end].decode(encoding)], strict=True), [])
         except csv.Error as exc:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
 from app.readers import npy
-from app.readers.bounded import GZIP_MAGIC, Buffer, gunzip, gunzip_prefix, unzip_member, zip_directory
+from app.readers.bounded import BLOCK, GZIP_MAGIC, Buffer, gunzip, gunzip_prefix, unzip_member, zip_directory
 from app.readers.numeric_json import read_document
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -54,7 +54,7 @@ def read_volume(data: Buffer, limit: int) -> Volume:
         return Volume(_three_dimensional(_read_npz(data, limit)), "npz")
     if head.startswith(GZIP_MAGIC):
         size = _claimed_size(gunzip_prefix(data, NIFTI2_HEADER), limit)
-        return _read_nifti(gunzip(data, max(limit, size)), limit)
+        return _read_nifti(gunzip(data, size + BLOCK), limit)  # some writers pad the end
     if _nifti_byte_order(head) is not None:
         return _read_nifti(data, limit)
     raise InvalidRequest("not a volume: the first bytes are neither those of .npy, .npz, .nii nor .nii.gz")

@@ -12,13 +12,10 @@ import numpy.typing as npt
 from app.errors import InferenceFailed, UnusableInput
 from app.manifest import Forecasting
 from app.readers import calendar
-from app.readers.series import Series
+from app.readers.series import MAX_VARIATES, Series
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MAX_VARIATES = 2048
-"""Attention over variates takes memory with the square of their number: 2048 are 134 MB at 8 heads."""
 
 MAX_MAGNITUDE = 1e300
 """Differences of larger values overflow float64."""

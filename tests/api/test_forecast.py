@@ -213,7 +213,7 @@ def broken_table(row: int, column: int, cell: str) -> bytes:
         (npy(values())[:-1], "application/x-npy", {}, 400, None, "claims"),
         (npy(np.full((2, 96), np.nan)), "application/x-npy", {}, 422, "variate_0", "row 1"),
         (npy(np.zeros((1, 1, 96))), "application/x-npy", {}, 422, "array", "3 dimensions"),
-        (npy(np.zeros((3000, 96))), "application/x-npy", {}, 422, None, "variates"),
+        (npy(np.zeros((3000, 96))), "application/x-npy", {}, 413, None, "variates"),
         (b"", "text/csv", {}, 400, None, "empty"),
         (b"PAR1", "application/vnd.apache.parquet", {}, 415, None, "text/csv"),
         (bytes(5 << 20), "text/csv", {}, 413, None, "limit"),

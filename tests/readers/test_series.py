@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidRequest, KronserveError, PayloadTooLarge, UnsupportedMediaType, UnusableInput
-from app.readers.series import read_csv, read_json, read_series, sniff
+from app.readers.series import MAX_STEPS, MAX_VARIATES, read_csv, read_json, read_series, sniff
 
 LIMIT = 1 << 20
 
@@ -171,6 +171,17 @@ def test_npy_faults() -> None:
         read_series(npy(np.zeros(100)), "npy", 799)
     with pytest.raises(UnsupportedMediaType):
         read_series(b"", "parquet", LIMIT)
+
+
+def test_series_past_any_use_are_refused_before_they_are_parsed() -> None:
+    wide = b"date" + b",a" * (MAX_VARIATES + 1) + b"\n1"
+    long = b"a\n" + b"broken\n" * (MAX_STEPS + 1)
+    for body in (wide, long):
+        with pytest.raises(PayloadTooLarge):
+            read_csv(body)
+    for array in (np.zeros((MAX_VARIATES + 1, 2)), np.zeros(MAX_STEPS + 1)):
+        with pytest.raises(PayloadTooLarge):
+            read_series(npy(array), "npy", 1 << 30)
 
 
 def test_sniff() -> None:

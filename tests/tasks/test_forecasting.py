@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from app.errors import InferenceFailed, UnusableInput
 from app.manifest import Forecasting
-from app.readers.series import Series
-from app.tasks.forecasting import MAX_VARIATES, Array, Forecast, finish, prepare, standardise
+from app.readers.series import MAX_VARIATES, Series
+from app.tasks.forecasting import Array, Forecast, finish, prepare, standardise
 
 SPEC = Forecasting(lookback=24, horizon=8)
 
