@@ -98,6 +98,13 @@ class VolumeClassification(Part):
 Task = Annotated[Forecasting | VolumeClassification, Field(discriminator="kind")]
 
 
+class Serving(Part):
+    """How to run the model, where its maker knows better than the measurement at load."""
+
+    max_batch: int | None = Field(None, gt=0)
+    """Rows per batch."""
+
+
 class File(Part):
     """One file of the bundle, checked at load."""
 
@@ -159,6 +166,7 @@ class Manifest(Part):
     parity: Parity
     metrics: dict[str, Any] = {}
     """Measured by `kronserve evaluate`: {"split": .., "values": {..}}."""
+    serving: Serving = Serving()
     data_licence: str = ""
     intended_use: str = ""
     files: dict[str, File]

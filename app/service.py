@@ -22,7 +22,7 @@ class Service:
         self.settings = settings
         self.device = device.choose(settings)
         logger.info("device: %s (%s), %d executors", self.device.kind, self.device.reason, self.device.executors)
-        self.repository = Repository(settings.repository, self.device, max_batch=settings.max_batch)
+        self.repository = Repository(settings, self.device)
         self.metrics = Metrics()
         self.scheduler = Scheduler(
             executors=self.device.executors,

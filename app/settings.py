@@ -21,7 +21,12 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto: CUDA when a GPU is usable, else CPU.")
     executors: int = Field(0, ge=0, description="Threads that run batches; 0: one per CPU core, 2 per GPU.")
-    max_batch: int = Field(0, ge=0, description="Rows per batch; 0: chosen per device.")
+    max_batch: int = Field(0, ge=0, description="Rows per batch; 0: measured at load for each model.")
+    cache_dir: Path = Field(
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kronserve",
+        description="Folder for compiled models and measured plans.",
+    )
+    plan_seconds: float = Field(1.0, gt=0, description="Time to measure a model's plan at its first load, seconds.")
     max_queue: int = Field(4096, gt=0, description="Requests that may wait; past it the answer is 429.")
     queue_budget: float = Field(
         2.0, gt=0, description="Longest estimated wait in the queue at admission, seconds; past it the answer is 429."

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from app.engine.device import Device
-from app.engine.runtime import BrokenBundle, Model
+from app.engine.runtime import Model
+from app.engine.sessions import BrokenBundle
 from app.errors import Unavailable, UnknownModel
+from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,8 @@ class Broken:
 class Repository:
     """All versions of all models under one folder. `get` is cheap and safe from any thread."""
 
-    def __init__(self, root: Path, device: Device, *, max_batch: int = 0) -> None:
-        self.root, self.device, self._max_batch = root, device, max_batch
+    def __init__(self, settings: Settings, device: Device) -> None:
+        self.root, self.device, self._settings = settings.repository, device, settings
         self._versions: dict[str, dict[str, Model | Broken]] = {}
         self.loaded = False
 
@@ -38,8 +40,7 @@ class Repository:
         for folder in self._folders():
             entry: Model | Broken
             try:
-                entry = Model(folder, self.device, max_batch=self._max_batch)
-                entry.warm_up()
+                entry = Model(folder, self.device, self._settings)
                 register(entry)
                 logger.info("loaded %s/%s on %s", entry.name, entry.version, entry.providers[0])
             except Exception as error:

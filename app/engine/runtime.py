@@ -1,10 +1,10 @@
-"""One loaded model: its signature, its ONNX Runtime session, its warm-up."""
+"""One loaded model: its signature, its plan, its warm-up, and how a batch is run."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -13,13 +13,13 @@ import onnxruntime as ort
 from pydantic import ValidationError
 
 from app.engine.device import Device
-from app.errors import DeviceFailed, InferenceFailed, KronserveError
+from app.engine.plan import CPU_SIZES, GPU_SIZES, Plan, keep, measure, recall
+from app.engine.sessions import GRAPH, BrokenBundle, Sessions, first_line
+from app.errors import DeviceFailed, InferenceFailed
 from app.manifest import Datatype, Forecasting, Manifest, TensorSpec
+from app.settings import Settings
 
-MANIFEST, GRAPH = "manifest.json", "model.onnx"
-
-CPU_BATCH_LIMIT, GPU_BATCH_LIMIT = 4, 64
-"""Rows per batch: a few keep a CPU core busy, and more only cost latency and cache; a GPU wants many."""
+MANIFEST = "manifest.json"
 
 _TYPES: tuple[tuple[str, Datatype, str], ...] = (
     ("bool", "BOOL", "bool"),
@@ -46,77 +46,110 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {datatype: np.dtype(numpy_name) for _, d
 _DEVICE_FAILURES = ("CUDA failure", "CUDNN_STATUS", "CUBLAS_STATUS", "an illegal memory access", "device-side assert")
 
 
-class BrokenBundle(KronserveError):
-    """A version that cannot be loaded; the message says why."""
-
-
 class Model:
     """One version of one model, ready to run. Safe to run from several threads at once.
 
-    `manifest` is None for a folder with a bare model.onnx, whose signature is read from the graph.
+    `manifest` is None for a folder with a bare model.onnx, whose signature is read from the graph. `plan` says how it
+    is run: batch limit, and whether a lone request takes all cores.
     """
 
     serves: ClassVar[bool] = True
 
-    def __init__(self, folder: Path, device: Device, *, max_batch: int = 0) -> None:
-        """Load and check the bundle in `folder` (NAME/VERSION). Raises BrokenBundle."""
+    def __init__(self, folder: Path, device: Device, settings: Settings) -> None:
+        """Load, check, plan and warm up the bundle in `folder` (NAME/VERSION). Raises BrokenBundle."""
         self.name, self.version = folder.parent.name, folder.name
         self.device = device
         self.manifest = _read_manifest(folder)
-        self._session = _open_session(folder / GRAPH, device)
-        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self._sessions = Sessions(folder, device, settings)
+        session = self._sessions.narrow
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
+        self.inputs = tuple(_spec(node) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in session.get_outputs())
         if self.manifest is not None:
             self._adopt_manifest(self.manifest)
         self.input_specs = {spec.name: spec for spec in self.inputs}
         self.output_names = tuple(spec.name for spec in self.outputs)
         self.batched = all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
-        default = GPU_BATCH_LIMIT if device.kind == "cuda" else CPU_BATCH_LIMIT
-        self.batch_limit = (max_batch or default) if self.batched else 1
-        self.seconds_per_element = 0.0
+        self.weights_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.name != MANIFEST)
+        self.plan = self._make_plan(settings)
+        self.seconds_per_element = self._warm_up()
+
+    @property
+    def batch_limit(self) -> int:
+        """Most rows that one batch takes."""
+        return self.plan.batch_limit
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, alone: bool) -> list[np.ndarray]:
-        """Run one batch and return the named outputs in their order.
+        """Run one batch and return the named outputs in their order; `alone`: no other batch is waiting or running.
 
         Raises InferenceFailed when the graph refuses these inputs, DeviceFailed when the device is lost.
         """
+        wide = alone and self.plan.threads_alone > 1
+        session = self._sessions.wide(self.plan.threads_alone) if wide else self._sessions.narrow
         try:
-            return cast("list[np.ndarray]", self._session.run(list(outputs), dict(inputs)))
+            if self.device.kind == "cuda" and self.batched:
+                return _run_padded(session, inputs, outputs, self.batch_limit)
+            return cast("list[np.ndarray]", session.run(list(outputs), dict(inputs)))
         except Exception as error:
             text = str(error)
             if any(mark in text for mark in _DEVICE_FAILURES):
                 raise DeviceFailed(f"the device failed while running {self.name}") from error
-            raise InferenceFailed(f"{self.name} could not run this input: {_first_line(text)}") from error
+            raise InferenceFailed(f"{self.name} could not run this input: {first_line(text)}") from error
 
-    def warm_up(self) -> None:
-        """Run every batch size once, so that no request pays for first-use allocations; measures the rate."""
-        for rows in self._warm_up_sizes():
-            inputs = {spec.name: self._example(spec, rows) for spec in self.inputs}
-            self.run(inputs, self.output_names, alone=False)
+    def _make_plan(self, settings: Settings) -> Plan:
+        """The plan: set by the operator or the manifest, remembered, or measured now and kept."""
+        serving = self.manifest.serving.max_batch if self.manifest is not None else None
+        fixed = settings.max_batch or serving
+        if not self.batched or fixed:
+            return Plan(fixed if self.batched and fixed else 1, source="set")
+        file = self._sessions.plan_file
+        remembered = recall(file) if file is not None else None
+        if remembered is not None:
+            return remembered
+        cpu, cores = self.device.kind == "cpu", settings.cpu_cores()
+        narrow, examples = self._sessions.narrow, {n: self._example(n) for n in (CPU_SIZES if cpu else GPU_SIZES)}
+        names = list(self.output_names)
+        wide = self._sessions.wide(cores) if cpu and cores > 1 and self._sessions.shared else None
+        plan = measure(
+            lambda rows: narrow.run(names, examples[rows]),
+            None if wide is None else lambda rows: wide.run(names, examples[rows]),
+            sizes=tuple(examples),
+            executors=self.device.executors,
+            threads=cores,
+            budget=settings.plan_seconds,
+        )
+        if plan.threads_alone == 1:
+            self._sessions.drop_wide()
+        if file is not None:
+            keep(plan, file)
+        return plan
+
+    def _warm_up(self) -> float:
+        """Run every batch size that will come, so that no request pays for a first use; seconds per input element."""
+        sizes = sorted({*(size for size in GPU_SIZES if size < self.batch_limit), self.batch_limit})
+        seconds = 0.0
+        for rows in sizes:
+            inputs = self._example(rows)
+            self.run(inputs, self.output_names, alone=True)
             started = time.perf_counter()
             self.run(inputs, self.output_names, alone=False)
-            elements = sum(tensor.size for tensor in inputs.values())
-            self.seconds_per_element = (time.perf_counter() - started) / max(1, elements)
+            seconds = (time.perf_counter() - started) / max(1, sum(tensor.size for tensor in inputs.values()))
+        return seconds
 
-    def _warm_up_sizes(self) -> Iterator[int]:
-        rows = 1
-        while rows < self.batch_limit:
-            yield rows
-            rows *= 2
-        yield self.batch_limit
-
-    def _example(self, spec: TensorSpec, rows: int) -> np.ndarray:
-        """A valid input: the batch axis as given, other dynamic axes at the training data's size or 1."""
+    def _example(self, rows: int) -> dict[str, np.ndarray]:
+        """Valid inputs: the batch axis as given, other dynamic axes at the training data's size or 1."""
         task = self.manifest.task if self.manifest else None
         other = max(1, len(task.variates)) if isinstance(task, Forecasting) else 1
-        shape = [
-            rows if axis == 0 and self.batched else (other if size < 0 else size)
-            for axis, size in enumerate(spec.shape)
-        ]
-        if spec.datatype == "BYTES":
-            return np.full(shape, b"", dtype=object)
-        return np.zeros(shape, dtype=NUMPY_TYPES[spec.datatype])
+        example = {}
+        for spec in self.inputs:
+            shape = [size if size >= 0 else other for size in spec.shape]
+            if self.batched:
+                shape[0] = rows
+            if spec.datatype == "BYTES":
+                example[spec.name] = np.full(shape, b"", dtype=object)
+            else:
+                example[spec.name] = np.zeros(shape, dtype=NUMPY_TYPES[spec.datatype])
+        return example
 
     def _adopt_manifest(self, manifest: Manifest) -> None:
         """Take the manifest's axis names after checking that it and the graph say the same."""
@@ -160,18 +193,18 @@ def _read_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
-def _open_session(graph: Path, device: Device) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # One caller thread per core beats one session that spreads each batch; idle threads must not spin.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    try:
-        return ort.InferenceSession(str(graph), options, providers=list(device.providers))
-    except Exception as error:
-        raise BrokenBundle(f"ONNX Runtime cannot load {GRAPH}: {_first_line(str(error))}") from error
+def _run_padded(
+    session: ort.InferenceSession, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], limit: int
+) -> list[np.ndarray]:
+    """Run with the batch padded to the next power of two, so that the device meets few shapes, all of them warm."""
+    rows = len(next(iter(inputs.values())))
+    bucket = min(1 << max(0, rows - 1).bit_length(), limit)
+    missing = max(0, bucket - rows)
+    padded = {
+        name: np.concatenate([tensor, np.zeros((missing, *tensor.shape[1:]), tensor.dtype)]) if missing else tensor
+        for name, tensor in inputs.items()
+    }
+    return [tensor[:rows] for tensor in session.run(list(outputs), padded)]
 
 
 def _spec(node: ort.NodeArg) -> TensorSpec:
@@ -179,9 +212,3 @@ def _spec(node: ort.NodeArg) -> TensorSpec:
         raise BrokenBundle(f"{node.name} is a {node.type}, which no protocol here can carry")
     shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
     return TensorSpec(name=node.name, datatype=DATATYPES[node.type], shape=shape)
-
-
-def _first_line(text: str) -> str:
-    """What ONNX Runtime says, without file paths and without its later lines."""
-    line = text.strip().splitlines()[0] if text.strip() else "unknown error"
-    return " ".join(word for word in line.split() if "/" not in word)[:300]

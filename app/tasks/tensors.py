@@ -14,7 +14,8 @@ from app.manifest import TensorSpec
 def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors in the model's order, or InvalidRequest naming the input at fault.
 
-    Every input exactly once, each of the declared datatype, rank and fixed sizes, one batch size over all; floats must be finite.
+    Every input exactly once, each of the declared datatype, rank and fixed sizes, one batch size over all; floats must
+    be finite.
     """
     for name in tensors:
         if name not in model.input_specs:

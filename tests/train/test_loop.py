@@ -28,7 +28,7 @@ KINDS = {"forecaster": synthetic.forecaster_recipe, "classifier": synthetic.clas
 
 def objective(recipe: Recipe) -> Objective:
     if isinstance(recipe.model, ForecasterConfig):
-        return ForecastObjective(synthetic.series(), recipe.model, CPU)
+        return ForecastObjective(synthetic.series(), recipe.model, recipe.augmentation, CPU)
     return ClassificationObjective(synthetic.volumes(), recipe.model, recipe.augmentation, CPU)
 
 
@@ -167,7 +167,7 @@ def test_the_forecast_loss_is_the_mean_over_horizons() -> None:
 
     recipe = synthetic.forecaster_recipe()
     assert isinstance(recipe.model, ForecasterConfig)
-    task = ForecastObjective(synthetic.series(), recipe.model, CPU)
+    task = ForecastObjective(synthetic.series(), recipe.model, Augmentation(), CPU)
     task.horizons = (2, 8)
     rows = synthetic.series().scaled("train", 12)
     assert task.size == 120 - 12 - 8 + 1

@@ -1,0 +1,101 @@
+"""A CPU session's work done once: the optimised graph and its prepacked weights, kept as files.
+
+ONNX Runtime copies and repacks every weight for each session. Saved with prepacked initializers, the weights are mapped
+from one file instead, so any number of sessions of any number of processes share one copy in memory, and a start skips
+the optimiser. The files hold for one model, one ONNX Runtime and one processor, all of which are in their key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnxruntime as ort
+
+logger = logging.getLogger(__name__)
+
+GRAPH, WEIGHTS, SUMS = "model.onnx", "weights.bin", "sha256.json"
+
+
+def key(files: Iterable[Path]) -> str:
+    """Names a model's compiled form: its files' content, ONNX Runtime's version, the processor."""
+    digest = hashlib.sha256(f"{ort.__version__} {platform.machine()} {_processor()}".encode())
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def find(folder: Path) -> Path | None:
+    """The compiled graph in `folder`, if it is whole."""
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+        for name, expected in sums.items():
+            with (folder / name).open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+                    raise ValueError(f"{name} has changed")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("the compiled form in the cache is not whole, it is made again: %s", error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return folder / GRAPH
+
+
+def build(graph: Path, folder: Path) -> Path:
+    """Compile `graph` into `folder`, which appears whole or not at all. Raises what ONNX Runtime or the disk raises."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        options = session_options(1)
+        options.optimized_model_filepath = str(partial / GRAPH)
+        for name, value in (
+            ("session.optimized_model_external_initializers_file_name", WEIGHTS),
+            ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+            ("session.save_external_prepacked_constant_initializers", "1"),
+        ):
+            options.add_session_config_entry(name, value)
+        ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        sums = {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in partial.iterdir() if file.is_file()
+        }
+        (partial / SUMS).write_text(json.dumps(sums))
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if find(folder) is None:  # not another process that was faster
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder / GRAPH
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Options of every CPU session; `threads` is the number of cores that one run uses, the caller's included.
+
+    Several threads spin while a run lasts, since waking them would cost what they win, and stop when it ends.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _processor() -> str:
+    """The processor's model and features: prepacked layouts depend on them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))

@@ -1,0 +1,125 @@
+"""How to run a model on this device, measured when it is loaded and kept for the next start.
+
+A batch is worth its latency only while it raises throughput, and a second core is worth its spinning only while a lone
+request gains from it; both depend on the model and the machine, so both are timed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+CPU_SIZES, GPU_SIZES = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64, 128)
+"""Batch sizes that are tried."""
+
+ENOUGH = 0.97
+"""The plan takes the smallest batch that reaches this share of the best throughput."""
+
+WORTHWHILE = 0.9
+"""A lone request runs on all cores if that takes at most this share of its time on one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """batch_limit: rows per batch. threads_alone: cores for a request with nothing beside it.
+
+    rows_per_second: measured throughput by batch size, all executors at work. latency_alone: seconds of one row by
+    number of threads. source: "measured", "cached" or "set" (by the operator).
+    """
+
+    batch_limit: int
+    threads_alone: int = 1
+    rows_per_second: dict[str, float] = field(default_factory=dict)
+    latency_alone: dict[str, float] = field(default_factory=dict)
+    source: str = "measured"
+
+
+Run = Callable[[int], object]
+"""Runs one batch of the given number of rows."""
+
+
+def measure(
+    run: Run, run_wide: Run | None, *, sizes: Sequence[int], executors: int, threads: int, budget: float
+) -> Plan:
+    """Time `run` at each batch size with all executors at once, and a lone row on one core against all of them.
+
+    run_wide: the same model on `threads` cores, if it can run so. budget: seconds for all of it, kept roughly.
+    """
+    clock = time.perf_counter
+    share = budget / (len(sizes) + 1)
+    throughput: dict[int, float] = {}
+    with ThreadPoolExecutor(executors) as pool:
+        for size in sizes:
+            started = clock()
+            run(size)
+            single = clock() - started
+            if throughput and single > share:
+                break  # larger ones would not fit the budget either
+            until = clock() + share
+
+            def repeat(size: int = size, until: float = until) -> int:
+                count = 0
+                while count == 0 or clock() < until:
+                    run(size)
+                    count += 1
+                return count
+
+            started = clock()
+            counts = list(pool.map(lambda _: repeat(), range(executors)))
+            throughput[size] = sum(counts) * size / (clock() - started)
+    best = max(throughput.values())
+    batch_limit = min(size for size, rate in throughput.items() if rate >= ENOUGH * best)
+    latency = _latency_alone(run, run_wide, threads, share)
+    wide = latency.get(threads, float("inf")) <= WORTHWHILE * latency[1]
+    return Plan(
+        batch_limit,
+        threads if wide else 1,
+        {str(size): round(rate, 2) for size, rate in throughput.items()},
+        {str(count): round(seconds, 6) for count, seconds in latency.items()},
+    )
+
+
+def _latency_alone(run: Run, run_wide: Run | None, threads: int, budget: float) -> Mapping[int, float]:
+    """Median seconds of one row on one core and on `threads`, taken in turns."""
+    ways = {1: run} | ({threads: run_wide} if run_wide is not None and threads > 1 else {})
+    times: dict[int, list[float]] = {count: [] for count in ways}
+    until = time.perf_counter() + budget
+    while not times[1] or time.perf_counter() < until:
+        for count, way in ways.items():
+            started = time.perf_counter()
+            way(1)
+            times[count].append(time.perf_counter() - started)
+    return {count: statistics.median(taken) for count, taken in times.items()}
+
+
+def recall(file: Path) -> Plan | None:
+    """The plan kept in `file`, or None."""
+    try:
+        return Plan(**(json.loads(file.read_text()) | {"source": "cached"}))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning("the plan in the cache is not readable, it is measured again: %s", error)
+        return None
+
+
+def keep(plan: Plan, file: Path) -> None:
+    """Write the plan; a cache that cannot be written costs the next start its time, no more."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=".plan-")
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump(asdict(plan), stream, indent=1)
+        os.replace(partial, file)
+    except OSError as error:
+        logger.warning("the plan cannot be kept: %s", error)

@@ -1,0 +1,83 @@
+"""The ONNX Runtime sessions behind one model.
+
+On a CPU there are up to two on the same weights in memory: a narrow one that runs on its caller's core, for throughput,
+and a wide one that spreads a lone request over several. On a GPU there is one.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from pathlib import Path
+
+import onnxruntime as ort
+
+from app.engine import compiled
+from app.engine.device import Device
+from app.errors import KronserveError
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+GRAPH = "model.onnx"
+
+
+class BrokenBundle(KronserveError):
+    """A version that cannot be loaded; the message says why."""
+
+
+class Sessions:
+    """Opens what a model needs; `shared` tells whether a second session would share the first one's weights."""
+
+    def __init__(self, folder: Path, device: Device, settings: Settings) -> None:
+        """Open the narrow session of the model in `folder`. Raises BrokenBundle when ONNX Runtime refuses it."""
+        self._graph, self._device, self.shared = folder / GRAPH, device, False
+        self._wide: dict[int, ort.InferenceSession] = {}
+        self._lock = threading.Lock()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self.plan_file: Path | None = None
+        if device.kind == "cpu":
+            self._use_compiled(folder, settings.cache_dir)
+        self.narrow = self._open(1)
+
+    def wide(self, threads: int) -> ort.InferenceSession:
+        """The session that runs on `threads` cores, opened at its first use."""
+        with self._lock:
+            if threads not in self._wide:
+                self._wide[threads] = self._open(threads)
+            return self._wide[threads]
+
+    def drop_wide(self) -> None:
+        """Close the wide sessions and their threads."""
+        with self._lock:
+            self._wide.clear()
+
+    def _use_compiled(self, folder: Path, cache: Path) -> None:
+        """Replace the graph by its compiled form, from the cache or made now; without one, keep the graph."""
+        name = compiled.key(sorted(file for file in folder.iterdir() if file.suffix != ".json" and file.is_file()))
+        try:
+            self._graph = compiled.find(cache / name) or compiled.build(self._graph, cache / name)
+            self.plan_file = cache / f"{name}-{self._device.executors}.plan.json"
+        except OSError as error:
+            logger.warning("the cache %s cannot be written (%s); compiling for this run alone", cache, error.strerror)
+            self._temporary = tempfile.TemporaryDirectory(prefix="kronserve-", ignore_cleanup_errors=True)
+            self._graph = compiled.build(self._graph, Path(self._temporary.name) / name)
+        except Exception as error:
+            raise BrokenBundle(f"ONNX Runtime cannot load {GRAPH}: {first_line(str(error))}") from error
+        self.shared = True
+
+    def _open(self, threads: int) -> ort.InferenceSession:
+        options = compiled.session_options(threads)
+        if self.shared:  # optimised already
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return ort.InferenceSession(str(self._graph), options, providers=list(self._device.providers))
+        except Exception as error:
+            raise BrokenBundle(f"ONNX Runtime cannot load {GRAPH}: {first_line(str(error))}") from error
+
+
+def first_line(text: str) -> str:
+    """What ONNX Runtime says, without file paths and without its later lines."""
+    line = text.strip().splitlines()[0] if text.strip() else "unknown error"
+    return " ".join(word for word in line.split() if "/" not in word)[:300]
