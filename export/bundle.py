@@ -148,7 +148,7 @@ def export_bundle(
     except ValueError as error:
         raise ExportError(str(error)) from error
     with _staged(target) as folder:
-        shutil.copyfile(checkpoint.weights, folder / WEIGHTS)
+        (folder / WEIGHTS).write_bytes(checkpoint.weights)
         refer_to(model, folder / WEIGHTS)
         onnx.save(with_functions(model), folder / GRAPH)
         verify.check_graph(folder / GRAPH)

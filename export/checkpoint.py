@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from app.manifest import Manifest
@@ -28,7 +28,10 @@ class Checkpoint:
     """config.json, weights.safetensors and, when trained here, training.json; a bundle has the same in its manifest."""
 
     config: Config
-    weights: Path
+    path: Path
+    """Of the weights, for messages."""
+    weights: bytes
+    """The safetensors file, read once: a run in progress may replace it at any time."""
     training: dict[str, Any]
     manifest: Manifest | None
     """The bundle's, when the export starts from one."""
@@ -50,9 +53,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint or bundle in `folder`. ExportError names the missing or malformed file and key."""
     if not folder.is_dir():
         raise ExportError(f"{folder}: no such folder")
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise ExportError(f"{weights}: no such file")
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file")
     manifest = None
     if (folder / "config.json").is_file():
         values = _json(folder / "config.json")
@@ -66,7 +69,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     else:
         raise ExportError(f"{folder} has neither config.json (a checkpoint) nor manifest.json (a bundle)")
     try:
-        return Checkpoint(from_dict(values), weights, training, manifest)
+        return Checkpoint(from_dict(values), path, path.read_bytes(), training, manifest)
     except (ValueError, TypeError) as error:
         raise ExportError(f"{folder}: {error}") from error
 
@@ -78,9 +81,9 @@ def load_module(checkpoint: Checkpoint) -> nn.Module:
     Weights must be stored as the module holds them, because the graph reads the very file.
     """
     try:
-        stored = load_file(checkpoint.weights)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ExportError(f"{checkpoint.weights} is not a readable safetensors file: {error}") from error
+        stored = load(checkpoint.weights)
+    except (SafetensorError, ValueError) as error:
+        raise ExportError(f"{checkpoint.path} is not a readable safetensors file: {error}") from error
     module = build(checkpoint.config)
     wanted = module.state_dict()
     faults = [f"missing {name}" for name in wanted if name not in stored]
@@ -94,6 +97,6 @@ def load_module(checkpoint: Checkpoint) -> nn.Module:
         elif have.is_floating_point() and not bool(torch.isfinite(have).all()):
             faults.append(f"{name} holds NaN or infinity")
     if faults:
-        raise ExportError(f"{checkpoint.weights} does not fit its config: " + "; ".join(faults))
+        raise ExportError(f"{checkpoint.path} does not fit its config: " + "; ".join(faults))
     module.load_state_dict(stored)
     return module.eval()

@@ -169,7 +169,7 @@ def test_what_a_checkpoint_lacks_is_named(checkpoint: Writer, tmp_path: Path) ->
 
 
 def _source(kind: str, training: dict[str, object]) -> Checkpoint:
-    return Checkpoint(CONFIGS[kind], Path("weights.safetensors"), training, None)
+    return Checkpoint(CONFIGS[kind], Path("weights.safetensors"), b"", training, None)
 
 
 def test_the_task_is_the_trainings_own_or_made_of_the_config() -> None:
@@ -209,3 +209,12 @@ def test_a_task_that_is_not_the_models_is_refused(
 def test_an_opset_that_cannot_be_written_is_refused(checkpoint: Writer, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="opset 12 is not supported"):
         export_bundle(read_checkpoint(checkpoint("forecaster-sum")), Request("m", "1", tmp_path, opset=12))
+
+
+def test_weights_replaced_during_the_export_do_not_mix(checkpoint: Writer, tmp_path: Path) -> None:
+    folder = checkpoint("forecaster-sum")
+    before = (folder / "weights.safetensors").read_bytes()
+    source = read_checkpoint(folder)
+    _edit(folder, lambda weights: weights["head.bias"].add_(1))
+    bundle, _ = export_bundle(source, Request("m", "1", tmp_path / "repository"))
+    assert (bundle / "weights.safetensors").read_bytes() == before != (folder / "weights.safetensors").read_bytes()
