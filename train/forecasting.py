@@ -11,8 +11,15 @@ from app.manifest import Forecasting
 from models.config import ForecasterConfig
 from train.datasets.series import Series, window_count
 from train.metrics import HORIZONS, ForecastErrors
+from train.recipe import Augmentation
 
 VALIDATION_BATCH = 256
+
+
+def random_subset(count: int, generator: Generator) -> Tensor:
+    """1 to `count` of the indices 0..count-1, every size as likely, in random order."""
+    size = int(torch.randint(1, count + 1, (), generator=generator))
+    return torch.randperm(count, generator=generator)[:size]
 
 
 class ForecastObjective:
@@ -22,8 +29,10 @@ class ForecastObjective:
     the horizons, each over all of its own windows.
     """
 
-    def __init__(self, series: Series, config: ForecasterConfig, device: torch.device) -> None:
-        self.series, self.config, self.device = series, config, device
+    def __init__(
+        self, series: Series, config: ForecasterConfig, augmentation: Augmentation, device: torch.device
+    ) -> None:
+        self.series, self.config, self.augmentation, self.device = series, config, augmentation, device
         self.horizons = tuple(h for h in HORIZONS if h <= config.horizon) or (config.horizon,)
         rows = torch.from_numpy(series.scaled("train", config.lookback)).float().to(device)
         self.size = window_count(len(rows), config.lookback, config.horizon)
@@ -32,8 +41,10 @@ class ForecastObjective:
         self._windows = rows.unfold(0, config.lookback + config.horizon, 1)  # (windows, n, lookback + horizon)
         self._validation = series.scaled("val", config.lookback)
 
-    def loss(self, module: nn.Module, indices: Tensor, generator: Generator) -> Tensor:  # noqa: ARG002
-        windows = self._windows[indices.to(self.device)]
+    def loss(self, module: nn.Module, indices: Tensor, generator: Generator) -> Tensor:
+        windows = self._windows[indices.to(self.device)]  # (b, n, lookback + horizon)
+        if float(torch.rand((), generator=generator)) < self.augmentation.variates:
+            windows = windows[:, random_subset(windows.shape[1], generator).to(self.device)]
         past, future = windows[..., : self.config.lookback], windows[..., self.config.lookback :]
         squared = (module(past) - future).square().mean(dim=(0, 1))  # (horizon)
         return torch.stack([squared[:h].mean() for h in self.horizons]).mean()

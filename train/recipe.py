@@ -37,15 +37,18 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random affine maps of training volumes: degrees about each axis, relative scale, shift as a share of the side.
+    """What is random about a training sample.
 
-    label_smoothing: share of the target's mass spread over all the classes.
+    Volumes: affine maps, `rotation` in degrees about each axis, relative `scale`, `shift` as a share of the side;
+    label_smoothing is the share of the target's mass spread over all the classes.
+    Series: `variates` is the share of batches that see a random subset of the variates, of random size.
     """
 
     rotation: float = 0.0
     scale: float = 0.0
     shift: float = 0.0
     label_smoothing: float = 0.0
+    variates: float = 0.0
 
 
 @dataclass(frozen=True)

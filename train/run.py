@@ -28,7 +28,7 @@ def make_objective(recipe: Recipe, data: Path, device: torch.device) -> Objectiv
     """The recipe's data set under the recipe's model. DatasetError: unknown data set, or one the model is not for."""
     model = recipe.model
     if recipe.dataset in series.SOURCES and isinstance(model, ForecasterConfig):
-        return ForecastObjective(series.load_series(recipe.dataset, data), model, device)
+        return ForecastObjective(series.load_series(recipe.dataset, data), model, recipe.augmentation, device)
     if recipe.dataset in volumes.SOURCES and isinstance(model, ClassifierConfig):
         loaded = volumes.load_volumes(recipe.dataset, data)
         return ClassificationObjective(loaded, model, recipe.augmentation, device)

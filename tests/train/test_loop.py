@@ -17,7 +17,7 @@ from app.manifest import Forecasting, VolumeClassification
 from models.config import ClassifierConfig, ForecasterConfig, build, from_dict
 from tests.train import synthetic
 from train.classification import ClassificationObjective, random_affine, transform
-from train.forecasting import ForecastObjective
+from train.forecasting import ForecastObjective, random_subset
 from train.loop import ResumeError, Trainer
 from train.objective import Objective
 from train.recipe import Augmentation, Recipe
@@ -176,6 +176,35 @@ def test_the_forecast_loss_is_the_mean_over_horizons() -> None:
     expected = (np.square(errors[:, :2]).mean() + np.square(errors).mean()) / 2
     loss = task.loss(LastValue(), torch.tensor(chosen), torch.Generator())
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_random_subsets_of_variates_are_fair() -> None:
+    generator = torch.Generator().manual_seed(0)
+    subsets = [random_subset(3, generator).tolist() for _ in range(3000)]
+    assert all(len(set(subset)) == len(subset) and set(subset) <= {0, 1, 2} for subset in subsets)
+    sizes = np.bincount([len(subset) for subset in subsets], minlength=4)
+    np.testing.assert_allclose(sizes[1:] / 3000, 1 / 3, atol=0.05)
+    singles = np.bincount([subset[0] for subset in subsets if len(subset) == 1], minlength=3)
+    np.testing.assert_allclose(singles / singles.sum(), 1 / 3, atol=0.05)
+
+
+def test_subsets_of_variates_reach_the_module() -> None:
+    seen = []
+
+    class Recording(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.shape[1])
+            return x[..., :8]
+
+    recipe = synthetic.forecaster_recipe()
+    assert isinstance(recipe.model, ForecasterConfig)
+    generator = torch.Generator().manual_seed(0)
+    for share, expected in ((0.0, {2}), (1.0, {1, 2})):
+        seen.clear()
+        task = ForecastObjective(synthetic.series(), recipe.model, Augmentation(variates=share), CPU)
+        for _ in range(20):
+            task.loss(Recording(), torch.tensor([0, 1]), generator)
+        assert set(seen) == expected
 
 
 def test_a_model_for_other_classes_is_refused() -> None:
