@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from app.api.answers import error_response, error_responses
+from app.api.model_config import model_config
 from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, decode_request, encode_response
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
@@ -26,7 +27,7 @@ from app.tasks.tensors import check_inputs, check_outputs
 OFFLOAD_BYTES = 1 << 18
 """Bodies larger than this are decoded and encoded in a thread, so that they do not stall other requests."""
 
-EXTENSIONS = ["binary_tensor_data", "schedule_policy"]
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "schedule_policy"]
 
 _TENSOR = {
     "type": "object",
@@ -104,6 +105,14 @@ def install(app: FastAPI, service: Service) -> None:
     @app.get("/v2/models/{model}/versions/{version}", summary="Model metadata of one version", **per_model)
     async def version_metadata(model: str, version: str) -> dict[str, Any]:
         return _metadata(service.repository.get(model, version), service.repository.versions(model))
+
+    @app.get("/v2/models/{model}/config", summary="Model configuration, the measured plan in it", **per_model)
+    async def configuration(model: str) -> dict[str, Any]:
+        return model_config(service.repository.get(model))
+
+    @app.get("/v2/models/{model}/versions/{version}/config", summary="Configuration of one version", **per_model)
+    async def version_configuration(model: str, version: str) -> dict[str, Any]:
+        return model_config(service.repository.get(model, version))
 
 
 def _install_infer(app: FastAPI, service: Service) -> None:

@@ -85,7 +85,7 @@ _Heap = list[_Item]
 class _Line:
     """Everything waiting for one model."""
 
-    batch_limit: int
+    batch_elements: int
     seconds_per_element: float
     used: float = 0.0
     """Executor seconds received, raised to the others' level whenever the line had been empty."""
@@ -109,9 +109,9 @@ class WaitingLine:
         self.expired: list[Entry] = []
         """Entries whose deadline passed while they waited, for the caller to collect."""
 
-    def register(self, model: Hashable, *, batch_limit: int, seconds_per_element: float) -> None:
-        """Make a model known; `batch_limit` in rows, the rate as measured at warm-up."""
-        self._lines[model] = _Line(max(1, batch_limit), seconds_per_element)
+    def register(self, model: Hashable, *, batch_elements: int, seconds_per_element: float) -> None:
+        """Make a model known; `batch_elements`: input elements that fill a batch, the rate as measured at warm-up."""
+        self._lines[model] = _Line(batch_elements, seconds_per_element)
 
     def forget(self, model: Hashable) -> None:
         """Remove a model that has nothing waiting."""
@@ -209,9 +209,11 @@ class WaitingLine:
         return chosen
 
     def _fill(self, line: _Line, lane: _Heap, now: float) -> tuple[Slice, ...]:
-        """Rows from the head of one lane, up to the batch limit, split evenly when several executors are idle."""
+        """Rows from the head of one lane that fill a batch, split evenly when several executors are idle."""
+        head = lane[0][2]
+        limit = max(1, line.batch_elements * head.rows // head.elements) if head.elements else 1
         idle = max(1, self._executors - self.running)
-        room = line.batch_limit
+        room = limit
         if idle > 1:
             rows = sum(item[2].rows - item[2].taken for item in lane if _is_live(item))
             room = min(room, max(1, ceil(rows / idle)))
@@ -226,7 +228,7 @@ class WaitingLine:
                 self.expired.append(entry)
                 continue
             left = entry.rows - entry.taken
-            if slices and 0 < left <= line.batch_limit and left > room:
+            if slices and room < left <= limit:
                 break  # it fits the next batch whole
             rows = min(left, room)
             slices.append(Slice(entry, entry.taken, entry.taken + rows))

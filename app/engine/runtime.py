@@ -76,8 +76,13 @@ class Model:
 
     @property
     def batch_limit(self) -> int:
-        """Most rows that one batch takes."""
+        """Most rows, of the width that the plan was measured at, that one batch takes."""
         return self.plan.batch_limit
+
+    @property
+    def batch_elements(self) -> int:
+        """Input elements that fill a batch."""
+        return sum(tensor.size for tensor in self._example(self.batch_limit).values())
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, alone: bool) -> list[np.ndarray]:
         """Run one batch and return the named outputs in their order; `alone`: no other batch is waiting or running.

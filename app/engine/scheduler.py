@@ -36,8 +36,8 @@ class Runnable(Protocol):
     def __hash__(self) -> int: ...
 
     @property
-    def batch_limit(self) -> int:
-        """Most rows of one batch; 1 when the graph has no dynamic batch axis."""
+    def batch_elements(self) -> int:
+        """Input elements that fill a batch; rows of any width count by their elements."""
 
     @property
     def batched(self) -> bool:
@@ -123,7 +123,9 @@ class Scheduler:
     def register(self, model: Runnable) -> None:
         """Make a model known to the line."""
         with self._condition:
-            self._line.register(model, batch_limit=model.batch_limit, seconds_per_element=model.seconds_per_element)
+            self._line.register(
+                model, batch_elements=model.batch_elements, seconds_per_element=model.seconds_per_element
+            )
 
     @property
     def executors(self) -> int:

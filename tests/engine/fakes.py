@@ -14,11 +14,11 @@ POISON, FATAL = -1.0, -2.0
 
 
 class DoublingModel:
-    """Input "x" (rows, width) -> output "y" = 2 x. Rows holding POISON fail their whole batch, as a graph would."""
+    """Input "x" (rows, 3) -> output "y" = 2 x. Rows holding POISON fail their whole batch, as a graph would."""
 
     def __init__(self, name: str = "double", *, batch_limit: int = 4) -> None:
         self.name, self.version = name, "1"
-        self.batch_limit, self.batched, self.seconds_per_element = batch_limit, True, 1e-4
+        self.batch_elements, self.batched, self.seconds_per_element = 3 * batch_limit, True, 1e-4
         self.gate = threading.Event()
         self.gate.set()
         self.batches: list[int] = []

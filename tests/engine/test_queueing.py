@@ -20,7 +20,7 @@ def entry(model: str = "a", lane: str = "s", rows: int = 1, **options: float) ->
 def line(executors: int = 1, max_wait: float = inf, max_requests: int = 100, limits: dict[str, int] | None = None):
     waiting = WaitingLine(executors=executors, max_wait=max_wait, max_requests=max_requests)
     for model, limit in (limits or {"a": 4}).items():
-        waiting.register(model, batch_limit=limit, seconds_per_element=0.01)
+        waiting.register(model, batch_elements=10 * limit, seconds_per_element=0.01)
     return waiting
 
 

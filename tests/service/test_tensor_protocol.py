@@ -56,6 +56,14 @@ def test_health_and_metadata(client: triton.InferenceServerClient):
     assert metadata["parameters"]["task"]["lookback"] == 96
 
 
+def test_configuration_shows_the_plan(client: triton.InferenceServerClient):
+    config = client.get_model_config("hot-etth1")
+    plan = json.loads(config["parameters"]["plan"]["string_value"])
+    assert config["max_batch_size"] == plan["batch_limit"] >= 1
+    assert config["input"] == [{"name": "series", "data_type": "TYPE_FP32", "dims": [-1, 96]}]
+    assert set(plan["rows_per_second"]) >= {"1", "2"}
+
+
 @pytest.mark.parametrize("binary_input", [True, False])
 @pytest.mark.parametrize("binary_output", [True, False, None])
 def test_infer_equals_onnx_runtime(client, series, expected, binary_input: bool, binary_output: bool | None):
