@@ -14,7 +14,7 @@ def _width_of_rows(value: ir.Value, made: dict[ir.Value, int]) -> int | None:
     node = value.producer()
     if node is None or node.op_type != "Gemm" or node.inputs[1] is None or node.inputs[1].shape is None:
         return None
-    width = node.inputs[1].shape[0]  # Gemm comes from aten.linear alone, with transB
+    width = node.inputs[1].shape[0 if node.attributes.get_int("transB", 0) else 1]
     return width if isinstance(width, int) else None
 
 
