@@ -122,7 +122,12 @@ def export(argv: list[str]) -> int:
         force=options.force,
     )
     try:
-        folder, manifest = export_bundle(read_checkpoint(options.checkpoint), request, evaluate)
+        checkpoint = read_checkpoint(options.checkpoint)
+        if checkpoint.training.get("finished") is False:
+            sys.stderr.write(
+                "kronserve export: note: this training run has not finished; exporting its best epoch yet\n"
+            )
+        folder, manifest = export_bundle(checkpoint, request, evaluate)
     except ExportError as error:
         return _fail(f"kronserve export: {error}")
     worst = manifest.parity.worst
