@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from app.api import answers, oip, operations
 from app.api.classify import router as classify
 from app.api.edge import Edge
 from app.api.forecast import router as forecast
+from app.api.oip import InferFirst
 from app.service import Service
 from app.settings import Settings
 
@@ -35,12 +37,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         await service.stop()
 
-    app = FastAPI(title="Kronserve", version=version("kronserve"), description=DESCRIPTION, lifespan=lifespan)
+    app = Application(title="Kronserve", version=version("kronserve"), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
     answers.install(app)
     oip.install(app, service)
     app.include_router(forecast)
     app.include_router(classify)
     operations.install(app, service)
-    app.add_middleware(Edge, metrics=service.metrics)
     return app
+
+
+class Application(FastAPI):
+    """FastAPI behind our own two layers: counting and lingering outermost, then the inference path."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The framework's stack, wrapped."""
+        service: Service = self.state.service
+        return Edge(InferFirst(super().build_middleware_stack(), service), service.metrics)

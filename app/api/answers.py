@@ -56,6 +56,12 @@ def error_response(error: KronserveError) -> Response:
     return Response(orjson.dumps(body), error.status, headers, media_type="application/json")
 
 
+def unexpected_response(error: Exception) -> Response:
+    """The HTTP answer for a defect of ours: logged here, told without its details."""
+    logger.error("unexpected %s", type(error).__name__, exc_info=error)
+    return error_response(KronserveError("internal error"))
+
+
 def install(app: FastAPI) -> None:
     """Register the handlers that give every failure the same shape."""
 
@@ -76,5 +82,4 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _unexpected(_: Request, error: Exception) -> Response:
-        logger.error("unexpected %s", type(error).__name__, exc_info=error)
-        return error_response(KronserveError("internal error"))
+        return unexpected_response(error)

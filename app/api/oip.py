@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from importlib.metadata import version as distribution_version
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import orjson
 from fastapi import FastAPI, Response
-from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.answers import error_response, error_responses
+from app.api.answers import error_response, error_responses, unexpected_response
 from app.api.model_config import model_config
 from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, decode_request, encode_response
 from app.api.waiting import answer_or_disconnect
@@ -28,6 +27,9 @@ OFFLOAD_BYTES = 1 << 18
 """Bodies larger than this are decoded and encoded in a thread, so that they do not stall other requests."""
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "schedule_policy"]
+
+INFER_ROUTE = SimpleNamespace(path="/v2/models/{model}/infer")
+"""What the metrics count inference under, with and without a version."""
 
 _TENSOR = {
     "type": "object",
@@ -63,17 +65,9 @@ _INFER_RESPONSE = {
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-class RawRoute(APIRoute):
-    """A documented route that is served by a bare ASGI callable, the `asgi` attribute of its documenting function."""
-
-    def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
-        super().__init__(path, endpoint, **options)
-        self.app = endpoint.asgi
-
-
 def install(app: FastAPI, service: Service) -> None:
-    """Add the protocol's routes; inference comes first, since the router looks in order."""
-    _install_infer(app, service)
+    """Add the protocol's routes. Inference itself is answered by `infer_app`, ahead of the framework."""
+    _document_infer(app)
     tag: dict[str, Any] = {"tags": ["Open Inference Protocol"]}
     per_model: dict[str, Any] = {**tag, "responses": error_responses(404, 503)}
 
@@ -115,30 +109,29 @@ def install(app: FastAPI, service: Service) -> None:
         return model_config(service.repository.get(model, version))
 
 
-def _install_infer(app: FastAPI, service: Service) -> None:
-    async def infer(model: str) -> None:
+def _document_infer(app: FastAPI) -> None:
+    async def infer(model: str) -> None:  # noqa: ARG001
         """Run a model on tensors.
 
         JSON, or the binary tensor data extension with `Inference-Header-Content-Length`. FP16 travels only in binary.
         NaN and infinity in an input are refused; in a JSON output they are `null`.
         """
+        raise AssertionError("answered by InferFirst; this function is the documentation")
 
-    async def infer_version(model: str, version: str) -> None:
+    async def infer_version(model: str, version: str) -> None:  # noqa: ARG001
         """Run one version of a model on tensors; as without a version otherwise."""
+        raise AssertionError("answered by InferFirst; this function is the documentation")
 
-    asgi = _infer_app(service)
     for path, endpoint in (
         ("/v2/models/{model}/infer", infer),
         ("/v2/models/{model}/versions/{version}/infer", infer_version),
     ):
-        setattr(endpoint, "asgi", asgi)  # noqa: B010  (functions have no such attribute for mypy)
-        app.router.add_api_route(
+        app.add_api_route(
             path,
             endpoint,
             methods=["POST"],
             tags=["Open Inference Protocol"],
             response_model=None,
-            route_class_override=RawRoute,
             responses={
                 200: {
                     "description": "The requested outputs.",
@@ -155,32 +148,55 @@ def _install_infer(app: FastAPI, service: Service) -> None:
         )
 
 
-def _infer_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """The ASGI callable of inference: body in, answer out, no request or response objects on the way."""
+def infer_route(path: str) -> dict[str, str] | None:
+    """The path parameters of an inference request, or None for any other path."""
+    match path.split("/"):
+        case ["", "v2", "models", model, "infer"]:
+            return {"model": model}
+        case ["", "v2", "models", model, "versions", version, "infer"]:
+            return {"model": model, "version": version}
+    return None
 
-    async def infer(scope: Scope, receive: Receive, send: Send) -> None:
+
+class InferFirst:
+    """ASGI middleware that answers inference itself, without routing and without request or response objects."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        parameters = infer_route(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if parameters is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = INFER_ROUTE
         try:
-            pieces, json_length = await _infer(service, scope, receive)
+            pieces, json_length = await _infer(self._service, parameters, scope["headers"], receive)
         except KronserveError as error:
             await error_response(error)(scope, receive, send)
-            return
         except ClientDisconnect:
             return
-        content_type = b"application/json" if json_length is None else b"application/octet-stream"
-        body = b"".join(pieces)
-        headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
-        if json_length is not None:
-            headers.append((JSON_HEADER_LENGTH, b"%d" % json_length))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    return infer
+        except Exception as error:
+            await unexpected_response(error)(scope, receive, send)
+        else:
+            await _send(pieces, json_length, send)
 
 
-async def _infer(service: Service, scope: Scope, receive: Receive) -> tuple[list[bytes], int | None]:
-    parameters, settings = scope["path_params"], service.settings
+async def _send(pieces: list[bytes], json_length: int | None, send: Send) -> None:
+    body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    content_type = b"application/json" if json_length is None else b"application/octet-stream"
+    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    if json_length is not None:
+        headers.append((JSON_HEADER_LENGTH, b"%d" % json_length))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _infer(
+    service: Service, parameters: dict[str, str], headers: list[tuple[bytes, bytes]], receive: Receive
+) -> tuple[list[bytes], int | None]:
+    settings = service.settings
     model = service.repository.get(parameters["model"], parameters.get("version"))
-    headers = scope["headers"]
     body = await read_body(receive, headers, settings.max_body_bytes, settings.max_decoded_bytes)
     header_length = next((value for name, value in headers if name == JSON_HEADER_LENGTH), None)
     if len(body) > OFFLOAD_BYTES:
