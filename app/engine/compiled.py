@@ -84,7 +84,7 @@ def session_options(threads: int) -> ort.SessionOptions:
     Several threads spin while a run lasts, since waking them would cost what they win, and stop when it ends.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and told to whom it concerns
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")

@@ -92,7 +92,7 @@ class Model:
         wide = alone and self.plan.threads_alone > 1
         session = self._sessions.wide(self.plan.threads_alone) if wide else self._sessions.narrow
         try:
-            if self.device.kind == "cuda" and self.batched:
+            if self.batched and (self.device.kind == "cuda" or len(next(iter(inputs.values()))) == 0):
                 return _run_padded(session, inputs, outputs, self.batch_limit)
             return cast("list[np.ndarray]", session.run(list(outputs), dict(inputs)))
         except Exception as error:
@@ -201,15 +201,20 @@ def _read_manifest(folder: Path) -> Manifest | None:
 def _run_padded(
     session: ort.InferenceSession, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], limit: int
 ) -> list[np.ndarray]:
-    """Run with the batch padded to the next power of two, so that the device meets few shapes, all of them warm."""
+    """Run with the batch padded to the next power of two, so that the device meets few shapes, all of them warm.
+
+    An empty batch is padded to one row, since graphs that reshape cannot divide nothing among unknown axes.
+    """
     rows = len(next(iter(inputs.values())))
     bucket = min(1 << max(0, rows - 1).bit_length(), limit)
     missing = max(0, bucket - rows)
-    padded = {
-        name: np.concatenate([tensor, np.zeros((missing, *tensor.shape[1:]), tensor.dtype)]) if missing else tensor
-        for name, tensor in inputs.items()
-    }
+    padded = {name: _append_rows(tensor, missing) if missing else tensor for name, tensor in inputs.items()}
     return [tensor[:rows] for tensor in session.run(list(outputs), padded)]
+
+
+def _append_rows(tensor: np.ndarray, count: int) -> np.ndarray:
+    blank = b"" if tensor.dtype == object else 0
+    return np.concatenate([tensor, np.full((count, *tensor.shape[1:]), blank, tensor.dtype)])
 
 
 def _spec(node: ort.NodeArg) -> TensorSpec:

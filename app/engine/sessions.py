@@ -7,8 +7,10 @@ and a wide one that spreads a lone request over several. On a GPU there is one.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import threading
+import weakref
 from pathlib import Path
 
 import onnxruntime as ort
@@ -35,7 +37,6 @@ class Sessions:
         self._graph, self._device, self.shared = folder / GRAPH, device, False
         self._wide: dict[int, ort.InferenceSession] = {}
         self._lock = threading.Lock()
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.plan_file: Path | None = None
         if device.kind == "cpu":
             self._use_compiled(folder, settings.cache_dir)
@@ -61,8 +62,9 @@ class Sessions:
             self.plan_file = cache / f"{name}-{self._device.executors}.plan.json"
         except OSError as error:
             logger.warning("the cache %s cannot be written (%s); compiling for this run alone", cache, error.strerror)
-            self._temporary = tempfile.TemporaryDirectory(prefix="kronserve-", ignore_cleanup_errors=True)
-            self._graph = compiled.build(self._graph, Path(self._temporary.name) / name)
+            temporary = tempfile.mkdtemp(prefix="kronserve-")
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+            self._graph = compiled.build(self._graph, Path(temporary) / name)
         except Exception as error:
             raise BrokenBundle(f"ONNX Runtime cannot load {GRAPH}: {first_line(str(error))}") from error
         self.shared = True

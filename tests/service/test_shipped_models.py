@@ -1,0 +1,75 @@
+"""The shipped bundles on their real test splits: what `kronserve evaluate` prints, and the same through the server."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from tests.service.process import Server
+
+pytestmark = pytest.mark.real_data
+
+DLINEAR_ETTH1_MSE = 0.456
+"""Average over the four horizons as published; the shipped forecaster must be better."""
+
+
+@pytest.fixture(scope="module")
+def data() -> Path:
+    folder = os.environ.get("KRONSERVE_DATA")
+    if not folder:
+        pytest.skip("KRONSERVE_DATA is not set: it names the folder of the real data sets")
+    return Path(folder)
+
+
+def evaluate(name: str, repository: Path) -> dict[str, Any]:
+    command = [str(Path(sys.executable).with_name("kronserve")), "evaluate", name, "--repository", str(repository)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    values: dict[str, Any] = json.loads(result.stdout)["values"]
+    return values
+
+
+def test_forecaster_beats_dlinear_over_every_test_window(repository: Path, data: Path):
+    values = evaluate("hot-etth1", repository)
+    windows = {horizon: values[horizon]["windows"] for horizon in ("96", "192", "336", "720")}
+    assert windows == {"96": 2785, "192": 2689, "336": 2545, "720": 2161}
+    assert values["average"]["mse"] < DLINEAR_ETTH1_MSE
+    shipped = json.loads((repository / "hot-etth1/1/manifest.json").read_text())["metrics"]["values"]
+    assert values["average"]["mse"] == pytest.approx(shipped["average"]["mse"], abs=5e-5)
+    assert values["average"]["mae"] == pytest.approx(shipped["average"]["mae"], abs=5e-5)
+
+
+async def test_test_split_as_nifti_over_http_gives_what_evaluate_prints(server: Server, repository: Path, data: Path):
+    expected = evaluate("hot-adrenal", repository)
+    assert expected["auc"] > 0.80
+    with np.load(data / "adrenalmnist3d_64.npz") as arrays:
+        volumes, labels = arrays["test_images"], arrays["test_labels"].ravel()
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        turn = asyncio.Semaphore(8)
+
+        async def positive(volume: np.ndarray) -> tuple[float, str]:
+            body = gzip.compress(nibabel.Nifti1Image(volume, np.eye(4)).to_bytes(), 1)
+            async with turn:
+                answer = await client.post("/v1/models/hot-adrenal/classify", content=body)
+            assert answer.status_code == 200, answer.text
+            prediction = answer.json()["predictions"][0]
+            return prediction["probabilities"]["hyperplasia"], prediction["label"]
+
+        answers = await asyncio.gather(*(positive(volume) for volume in volumes))
+    probabilities = [probability for probability, _ in answers]
+    predicted = [label == "hyperplasia" for _, label in answers]
+    assert len(answers) == expected["n"] == 298
+    assert roc_auc_score(labels, probabilities) == expected["auc"]
+    assert accuracy_score(labels, predicted) == expected["acc"]
