@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import floor, log10
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,7 +118,8 @@ def prepare(
 def finish(prepared: Prepared, outputs: Mapping[str, npt.NDArray[np.generic]]) -> Forecast:
     """The forecast from the graph's one output (1, variates, spec.horizon), of which the first steps are taken.
 
-    A variate that was constant stays what it was: the graph saw zeros there and knows no scale.
+    A variate that was constant stays what it was: the graph saw zeros there and knows no scale. The others are rounded
+    to a millionth of their spread, which is what float32 arithmetic resolves; digits past it would only look exact.
 
     Raises:
         InferenceFailed: the graph gave NaN or infinity.
@@ -128,10 +130,18 @@ def finish(prepared: Prepared, outputs: Mapping[str, npt.NDArray[np.generic]]) -
         values = np.where(prepared.constant[:, np.newaxis], prepared.mean, answer * prepared.scale + prepared.mean)
     if not np.isfinite(values).all():
         raise InferenceFailed("the model's forecast is not finite")
+    for row in np.flatnonzero(~prepared.constant):
+        values[row] = _drop_noise(values[row], float(prepared.scale[row, 0]))
     series, timestamps = prepared.series, None
     if series.timestamps is not None and series.frequency is not None:
         timestamps = calendar.stamps_after(series.timestamps[-1], series.frequency, prepared.horizon)
     return Forecast(series.names, timestamps, values, series.frequency, series.time_name)
+
+
+def _drop_noise(values: npt.NDArray[np.float64], scale: float) -> npt.NDArray[np.float64]:
+    """Values in decimals down to a millionth of `scale`; as they are where decimals do not reach that far."""
+    decimals = 6 - floor(log10(scale))
+    return values.round(decimals) if -15 <= decimals <= 15 else values
 
 
 def _with_frequency(series: Series, freq: str) -> Series:
