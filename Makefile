@@ -3,8 +3,9 @@ PYTHON ?= python3
 PORT ?= 8000
 HOST ?= 127.0.0.1
 BIN := .venv/bin
+TORCH ?= torch==2.13.0
 
-.PHONY: serve test check format train-all export-all clean
+.PHONY: serve test check format clean
 
 serve: .venv/serve.stamp
 	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT)
