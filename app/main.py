@@ -53,4 +53,4 @@ class Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """The framework's stack, wrapped."""
         service: Service = self.state.service
-        return Edge(InferFirst(super().build_middleware_stack(), service), service.metrics)
+        return Edge(InferFirst(super().build_middleware_stack(), service), service)

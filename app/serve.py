@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the idle timeout of common load balancers, so that they close first."""
+
+LINGER_SECONDS = 1.0
+"""How long idle connections are kept at the end: a request may be on its way in one of them."""
 
 
 def serve(argv: Sequence[str]) -> int:
@@ -97,6 +101,16 @@ class Server(uvicorn.Server):
         logger.info("%s: not ready from now on, accepting for %g s more", signal.Signals(number).name, delay)
         self._service.draining = True
         asyncio.get_running_loop().call_later(delay, self._stop_accepting)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's shutdown, after connections had a moment to bring what is on its way and close with its answer."""
+        for listener in self.servers:
+            listener.close()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LINGER_SECONDS
+        while self.server_state.connections and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
 
     def _stop_accepting(self) -> None:
         self.should_exit = True

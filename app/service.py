@@ -68,3 +68,4 @@ class Service:
         if self._loading is not None and not self._loading.done():
             self._loading.cancel()
         await self.scheduler.close(self.settings.shutdown_grace)
+        logger.info("left: %s", self.scheduler.counters)

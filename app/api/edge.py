@@ -1,5 +1,8 @@
 """The outermost ASGI layer: counts and times every answer, and lets early answers reach clients that still send.
 
+While the service drains, every answer closes its connection, so that no client sends its next request into one that is
+about to go.
+
 An answer given before the body was read (413, 404, ...) would be lost to a client in the middle of its upload when the
 connection is closed on it. So the answer is sent, the rest of the upload is thrown away for a while, and only then does
 the response end.
@@ -13,7 +16,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.metrics import Metrics
+from app.service import Service
 
 LINGER_SECONDS = 10.0
 """Longest time that the rest of an upload is read and dropped."""
@@ -22,8 +25,8 @@ LINGER_SECONDS = 10.0
 class Edge:
     """Pure-ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,6 +46,8 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if self._service.draining:
+                    message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             elif unread and status >= 400 and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 await _drop_rest(receive_and_note, lambda: unread)
@@ -57,7 +62,7 @@ class Edge:
         finally:
             route = scope.get("route")
             template = getattr(route, "path", "unmatched")
-            self._metrics.answered(template, status, time.perf_counter() - started)
+            self._service.metrics.answered(template, status, time.perf_counter() - started)
 
 
 async def _drop_rest(receive: Receive, unread: Callable[[], bool]) -> None:
