@@ -33,6 +33,8 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        # Looking up a labelled child costs more than counting in it.
+        self._http: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._batch_rows = Histogram(
             "kronserve_batch_rows",
             "Rows per executed batch.",
@@ -61,8 +63,12 @@ class Metrics:
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one HTTP answer; `route` is a path template, never a caller's path."""
-        self.http_requests.labels(route, str(status)).inc()
-        self.http_seconds.labels(route).observe(seconds)
+        counted = self._http.get((route, status))
+        if counted is None:
+            counted = self.http_requests.labels(route, str(status)), self.http_seconds.labels(route)
+            self._http[route, status] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)
 
     def batch_done(self, model: Runnable, rows: int, waited: Sequence[float], seconds: float) -> None:
         """Count one executed batch; called from executor threads."""

@@ -59,6 +59,7 @@ def serve(argv: Sequence[str]) -> int:
         port=settings.port,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.shutdown_grace) + 1,

@@ -48,7 +48,7 @@ class Edge:
                 status = message["status"]
                 if self._service.draining:
                     message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-            elif unread and status >= 400 and not message.get("more_body", False):
+            elif status >= 400 and unread and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 await _drop_rest(receive_and_note, lambda: unread)
                 message = {"type": "http.response.body", "body": b""}

@@ -19,12 +19,15 @@ from app.engine.runtime import NUMPY_TYPES, Model
 from app.errors import InvalidRequest, NotSupported
 
 JSON_HEADER_LENGTH = b"inference-header-content-length"
+SMALL_DOCUMENT = 1 << 11
+"""Bytes up to which a document is cheaper as Python objects: the JSON beside binary tensors, above all."""
+
 BINARY_ONLY = frozenset({"FP16", "BF16"})
 
 _BUFFER_TYPES = {"f": ("d", np.float64), "i": ("i", np.int64), "u": ("u", np.uint64)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OutputRequest:
     """One requested output and whether it goes into the binary part."""
 
@@ -32,7 +35,7 @@ class OutputRequest:
     binary: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferRequest:
     """A decoded request. `timeout` is in seconds; `binary_default` holds for outputs that are not listed."""
 
@@ -67,7 +70,7 @@ def decode_request(body: bytes | bytearray, header_length: bytes | None, model: 
     body is the raw tensor of the model's only input, batch 1.
     """
     if header_length is None:
-        return _decode_json(body, _Blobs(memoryview(b""), 0))
+        return _decode_json(bytes(body), _Blobs(memoryview(b""), 0))
     if not header_length.isdigit():
         raise InvalidRequest(f"Inference-Header-Content-Length is not a length: {header_length[:40]!r}")
     length = int(header_length)
@@ -114,15 +117,10 @@ def encode_response(
     return [header, *blobs], (len(header) if blobs or request.binary_default else None)
 
 
-def _decode_json(text: bytes | bytearray, blobs: _Blobs) -> InferRequest:
-    try:
-        document = simdjson.Parser().parse(bytes(text))
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
-    if not isinstance(document, simdjson.Object):
-        raise InvalidRequest("the body must be a JSON object")
+def _decode_json(text: bytes, blobs: _Blobs) -> InferRequest:
+    document = _parse(text)
     inputs = document.get("inputs")
-    if not isinstance(inputs, simdjson.Array):
+    if not isinstance(inputs, list):
         raise InvalidRequest("inputs must be a list of tensors", field="inputs")
     tensors: dict[str, np.ndarray] = {}
     for item in inputs:
@@ -151,8 +149,45 @@ def _decode_json(text: bytes | bytearray, blobs: _Blobs) -> InferRequest:
     )
 
 
+def _parse(text: bytes) -> dict[str, Any]:
+    """The document as Python objects, but for the inputs' `data` in a large one.
+
+    Those stay in the parser's own memory, from which numbers are copied without a Python object for each.
+    """
+    try:
+        document = simdjson.Parser().parse(text)
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {_reason(error)}") from error
+    if not isinstance(document, simdjson.Object):
+        raise InvalidRequest("the body must be a JSON object")
+    if len(text) <= SMALL_DOCUMENT:
+        return cast("dict[str, Any]", document.as_dict())
+    plain: dict[str, Any] = {key: _plain(document[key]) for key in document if key != "inputs"}
+    inputs = document.get("inputs")
+    if isinstance(inputs, simdjson.Array):
+        plain["inputs"] = [
+            {key: item[key] if key == "data" else _plain(item[key]) for key in item}
+            if isinstance(item, simdjson.Object)
+            else None
+            for item in inputs
+        ]
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, simdjson.Object):
+        return value.as_dict()
+    return value.as_list() if isinstance(value, simdjson.Array) else value
+
+
+def _reason(error: ValueError) -> str:
+    """What simdjson says, without its name of the error and its remark that it cannot go on."""
+    text = str(error).split(": ", 1)[-1]
+    return text.split("  This is a fatal", 1)[0].strip()
+
+
 def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
-    if not isinstance(item, simdjson.Object):
+    if not isinstance(item, dict):
         raise InvalidRequest("every input must be a JSON object", field="inputs")
     name = item.get("name")
     if not isinstance(name, str) or not name:
@@ -161,8 +196,8 @@ def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
     dtype = NUMPY_TYPES.get(datatype) if isinstance(datatype, str) else None
     if dtype is None:
         raise InvalidRequest(f"input {name!r} has the unknown or unsupported datatype {datatype!r}", field=name)
-    shape = _shape(item.get("shape"))
-    if shape is None:
+    shape = item.get("shape")
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise InvalidRequest(f"input {name!r} needs a shape of non-negative integers", field=name)
     size = _parameters(item, f"parameters of input {name!r}").get("binary_data_size")
     data = item.get("data")
@@ -172,6 +207,8 @@ def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
         if not _is_count(size):
             raise InvalidRequest(f"input {name!r}: binary_data_size must be a non-negative integer", field=name)
         return name, _from_bytes(blobs.take(cast("int", size), name), name, str(datatype), dtype, shape)
+    if isinstance(data, list):  # of a small document: back into the parser, so that numbers are read in one way
+        data = simdjson.Parser().parse(orjson.dumps(data))
     if not isinstance(data, simdjson.Array):
         raise InvalidRequest(f"input {name!r}: data must be a list", field=name)
     return name, _from_json(data, name, str(datatype), dtype, shape)
@@ -253,10 +290,10 @@ def _decode_raw(body: memoryview, model: Model) -> dict[str, np.ndarray]:
 def _decode_outputs(outputs: Any, binary_default: bool) -> Iterator[OutputRequest]:
     if outputs is None:
         return
-    if not isinstance(outputs, simdjson.Array):
+    if not isinstance(outputs, list):
         raise InvalidRequest("outputs must be a list", field="outputs")
     for item in outputs:
-        name = item.get("name") if isinstance(item, simdjson.Object) else None
+        name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str):
             raise InvalidRequest("every requested output needs a name", field="outputs")
         parameters = _parameters(item, f"parameters of output {name!r}")
@@ -265,14 +302,13 @@ def _decode_outputs(outputs: Any, binary_default: bool) -> Iterator[OutputReques
         yield OutputRequest(name, _flag(parameters, "binary_data", default=binary_default))
 
 
-def _parameters(item: Any, name: str = "parameters") -> dict[str, Any]:
+def _parameters(item: dict[str, Any], name: str = "parameters") -> dict[str, Any]:
     value = item.get("parameters")
     if value is None:
         return {}
-    if not isinstance(value, simdjson.Object):
+    if not isinstance(value, dict):
         raise InvalidRequest(f"{name} must be a JSON object", field="parameters")
-    parameters: dict[str, Any] = value.as_dict()
-    return parameters
+    return value
 
 
 def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
@@ -280,11 +316,6 @@ def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidRequest(f"{name} must be true or false", field=name)
     return value
-
-
-def _shape(value: Any) -> list[int] | None:
-    sizes = value.as_list() if isinstance(value, simdjson.Array) else [None]
-    return cast("list[int]", sizes) if all(_is_count(size) for size in sizes) else None
 
 
 def _is_count(value: object) -> bool:
