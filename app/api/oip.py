@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from importlib.metadata import version as distribution_version
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api import dataplane
 from app.api.answers import error_response, error_responses, unexpected_response
 from app.api.model_config import model_config
 from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, decode_request, encode_response
@@ -21,12 +21,10 @@ from app.engine.runtime import Model
 from app.errors import KronserveError
 from app.readers.bounded import read_body
 from app.service import Service
-from app.tasks.tensors import check_inputs, check_outputs
+from app.tasks.tensors import check_inputs
 
 OFFLOAD_BYTES = 1 << 18
 """Bodies larger than this are decoded and encoded in a thread, so that they do not stall other requests."""
-
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "schedule_policy"]
 
 INFER_ROUTE = SimpleNamespace(path="/v2/models/{model}/infer")
 """What the metrics count inference under, with and without a version."""
@@ -74,7 +72,7 @@ def install(app: FastAPI, service: Service) -> None:
     @app.get("/v2/", include_in_schema=False)
     @app.get("/v2", summary="Server metadata", **tag)
     async def server_metadata() -> dict[str, Any]:
-        return {"name": "kronserve", "version": distribution_version("kronserve"), "extensions": EXTENSIONS}
+        return dataplane.server_metadata()
 
     @app.get("/v2/health/live", summary="Can the process work?", responses=error_responses(503), **tag)
     async def server_live() -> Response:
@@ -94,11 +92,11 @@ def install(app: FastAPI, service: Service) -> None:
 
     @app.get("/v2/models/{model}", summary="Model metadata", **per_model)
     async def model_metadata(model: str) -> dict[str, Any]:
-        return _metadata(service.repository.get(model), service.repository.versions(model))
+        return dataplane.model_metadata(service, model)
 
     @app.get("/v2/models/{model}/versions/{version}", summary="Model metadata of one version", **per_model)
     async def version_metadata(model: str, version: str) -> dict[str, Any]:
-        return _metadata(service.repository.get(model, version), service.repository.versions(model))
+        return dataplane.model_metadata(service, model, version)
 
     @app.get("/v2/models/{model}/config", summary="Model configuration, the measured plan in it", **per_model)
     async def configuration(model: str) -> dict[str, Any]:
@@ -203,9 +201,8 @@ async def _infer(
         request, inputs = await asyncio.to_thread(_decode, body, header_length, model)
     else:
         request, inputs = _decode(body, header_length, model)
-    outputs = check_outputs(model, (output.name for output in request.outputs))
-    timeout = min(request.timeout or settings.request_timeout, settings.request_timeout)
-    future = service.scheduler.submit(model, inputs, outputs, timeout=timeout, priority=request.priority)
+    outputs = [output.name for output in request.outputs]
+    future = dataplane.submit(service, model, inputs, outputs, timeout=request.timeout, priority=request.priority)
     results = await answer_or_disconnect(future, receive)
     if sum(tensor.nbytes for tensor in results.values()) > OFFLOAD_BYTES:
         return await asyncio.to_thread(encode_response, model, request, results)
@@ -221,26 +218,3 @@ def _decode(
 
 def _health(name: str, good: bool) -> Response:
     return Response(orjson.dumps({name: good}), 200 if good else 503, media_type="application/json")
-
-
-def _metadata(model: Model, versions: list[str]) -> dict[str, Any]:
-    """The protocol's model metadata, with the manifest's facts under `parameters`."""
-    parameters: dict[str, Any] = {
-        "version": model.version,
-        "device": model.device.kind,
-        "providers": list(model.providers),
-        "max_batch_size": model.batch_limit if model.batched else 0,
-    }
-    if model.manifest is not None:
-        parameters |= model.manifest.model_dump(
-            mode="json", include={"description", "task", "metrics", "data_licence", "intended_use"}
-        )
-    signature = {"name", "datatype", "shape"}
-    return {
-        "name": model.name,
-        "versions": versions,
-        "platform": "onnxruntime_onnx",
-        "inputs": [spec.model_dump(include=signature) for spec in model.inputs],
-        "outputs": [spec.model_dump(include=signature) for spec in model.outputs],
-        "parameters": parameters,
-    }

@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 import simdjson
 
+from app.api.raw_tensors import filled, from_bytes, to_bytes
 from app.engine.runtime import NUMPY_TYPES, Model
 from app.errors import InvalidRequest, NotSupported
 
@@ -97,7 +98,7 @@ def encode_response(
         tensor, datatype = results[item.name], datatypes[item.name]
         output: dict[str, Any] = {"name": item.name, "datatype": datatype, "shape": tensor.shape}
         if item.binary:
-            blob = _bytes_tensor(tensor) if datatype == "BYTES" else np.ascontiguousarray(tensor).tobytes()
+            blob = to_bytes(tensor)
             output["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         elif datatype in BINARY_ONLY:
@@ -206,22 +207,12 @@ def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
     if data is None:
         if not _is_count(size):
             raise InvalidRequest(f"input {name!r}: binary_data_size must be a non-negative integer", field=name)
-        return name, _from_bytes(blobs.take(cast("int", size), name), name, str(datatype), dtype, shape)
+        return name, from_bytes(blobs.take(cast("int", size), name), name, str(datatype), dtype, shape)
     if isinstance(data, list):  # of a small document: back into the parser, so that numbers are read in one way
         data = simdjson.Parser().parse(orjson.dumps(data))
     if not isinstance(data, simdjson.Array):
         raise InvalidRequest(f"input {name!r}: data must be a list", field=name)
     return name, _from_json(data, name, str(datatype), dtype, shape)
-
-
-def _from_bytes(blob: memoryview, name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
-    if datatype == "BYTES":
-        return _array(list(_split_bytes(blob, name)), name, dtype, shape)
-    if len(blob) != prod(shape) * dtype.itemsize:
-        raise InvalidRequest(
-            f"input {name!r}: {len(blob)} bytes do not hold {datatype} of shape {list(shape)}", field=name
-        )
-    return np.frombuffer(blob, dtype).reshape(shape)
 
 
 def _from_json(data: Any, name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
@@ -239,18 +230,12 @@ def _from_json(data: Any, name: str, datatype: str, dtype: np.dtype[Any], shape:
             narrow = values.astype(dtype)
         if dtype.kind != "f" and not np.array_equal(narrow, values):
             raise InvalidRequest(f"input {name!r}: a value is outside the range of {datatype}", field=name)
-        return _array(narrow, name, dtype, shape)
+        return filled(narrow, name, dtype, shape)
     flat = list(_flatten(data.as_list()))
     wanted = bool if datatype == "BOOL" else str
     if not all(isinstance(value, wanted) for value in flat):
         raise InvalidRequest(f"input {name!r}: data is not all {datatype}", field=name)
-    return _array([value.encode() for value in flat] if wanted is str else flat, name, dtype, shape)
-
-
-def _array(values: Sequence[Any] | np.ndarray, name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
-    if len(values) != prod(shape):
-        raise InvalidRequest(f"input {name!r}: {len(values)} values do not fill shape {list(shape)}", field=name)
-    return np.asarray(values, dtype).reshape(shape)
+    return filled([value.encode() for value in flat] if wanted is str else flat, name, dtype, shape)
 
 
 def _nested_as(data: Any, shape: Sequence[int]) -> bool:
@@ -328,26 +313,6 @@ def _flatten(values: Sequence[Any]) -> Iterator[Any]:
             yield from _flatten(value)
         else:
             yield value
-
-
-def _split_bytes(blob: memoryview, name: str) -> Iterator[bytes]:
-    """BYTES elements: a little-endian u32 length before each."""
-    position = 0
-    while position < len(blob):
-        end = position + 4
-        length = int.from_bytes(blob[position:end], "little")
-        if end > len(blob) or length > len(blob) - end:
-            raise InvalidRequest(f"input {name!r}: a BYTES element runs past the tensor's end", field=name)
-        yield bytes(blob[end : end + length])
-        position = end + length
-
-
-def _bytes_tensor(tensor: np.ndarray) -> bytes:
-    pieces = []
-    for value in tensor.ravel():
-        raw = value if isinstance(value, bytes) else str(value).encode()
-        pieces += [len(raw).to_bytes(4, "little"), raw]
-    return b"".join(pieces)
 
 
 def _text(value: object) -> str:

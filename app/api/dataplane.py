@@ -1,0 +1,69 @@
+"""What the tensor protocols share: server and model metadata, and inference. Protocol files only translate.
+
+REST (`oip.py`) and gRPC differ in how a request is spelled and how an error is told; what lies between is here, and in
+`model_config.py`. Failures are the errors of `app.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version as distribution_version
+from typing import Any
+
+import numpy as np
+
+from app.engine.runtime import Model
+from app.service import Service
+from app.tasks.tensors import check_outputs
+
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "schedule_policy"]
+
+
+def server_metadata() -> dict[str, Any]:
+    """The server's name, version and the protocol extensions it speaks."""
+    return {"name": "kronserve", "version": distribution_version("kronserve"), "extensions": EXTENSIONS}
+
+
+def model_metadata(service: Service, name: str, version: str | None = None) -> dict[str, Any]:
+    """The protocol's model metadata, with the manifest's facts under `parameters`."""
+    model = service.repository.get(name, version)
+    parameters: dict[str, Any] = {
+        "version": model.version,
+        "device": model.device.kind,
+        "providers": list(model.providers),
+        "max_batch_size": model.batch_limit if model.batched else 0,
+    }
+    if model.manifest is not None:
+        parameters |= model.manifest.model_dump(
+            mode="json", include={"description", "task", "metrics", "data_licence", "intended_use"}
+        )
+    signature = {"name", "datatype", "shape"}
+    return {
+        "name": model.name,
+        "versions": service.repository.versions(name),
+        "platform": "onnxruntime_onnx",
+        "inputs": [spec.model_dump(include=signature) for spec in model.inputs],
+        "outputs": [spec.model_dump(include=signature) for spec in model.outputs],
+        "parameters": parameters,
+    }
+
+
+def submit(
+    service: Service,
+    model: Model,
+    inputs: Mapping[str, np.ndarray],
+    outputs: Iterable[str],
+    *,
+    timeout: float | None = None,
+    priority: int = 0,
+) -> asyncio.Future[dict[str, np.ndarray]]:
+    """Queue a request whose inputs `check_inputs` has passed; the future's result is the named output arrays.
+
+    outputs: requested names, none for all of them. timeout: seconds, at most the server's own limit, which holds
+    without one. priority: 0 is highest. Cancel the future when the caller has gone.
+    """
+    names = check_outputs(model, outputs)
+    longest = service.settings.request_timeout
+    limit = min(timeout or longest, longest)
+    return service.scheduler.submit(model, inputs, names, timeout=limit, priority=priority)

@@ -1,0 +1,61 @@
+"""Tensors as raw bytes: little-endian and row-major, as REST's binary extension and gRPC's raw contents carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from app.errors import InvalidRequest
+
+
+def from_bytes(
+    blob: bytes | memoryview, name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int]
+) -> np.ndarray:
+    """The tensor of this shape in `blob`, without a copy but for BYTES; InvalidRequest when the size is another."""
+    if datatype == "BYTES":
+        return filled(list(_split(blob, name)), name, dtype, shape)
+    if len(blob) != prod(shape) * dtype.itemsize:
+        raise InvalidRequest(
+            f"input {name!r}: {len(blob)} bytes do not hold {datatype} of shape {list(shape)}", field=name
+        )
+    return _shaped(np.frombuffer(blob, dtype), name, shape)
+
+
+def to_bytes(tensor: np.ndarray) -> bytes:
+    """The tensor's raw bytes; objects and strings become BYTES elements."""
+    if tensor.dtype.kind not in "OSU":
+        return tensor.tobytes()
+    pieces = []
+    for value in tensor.ravel():
+        raw = value if isinstance(value, bytes) else str(value).encode()
+        pieces += [len(raw).to_bytes(4, "little"), raw]
+    return b"".join(pieces)
+
+
+def filled(values: Sequence[Any] | np.ndarray, name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
+    """Flat values in this shape; InvalidRequest unless they fill it."""
+    if len(values) != prod(shape):
+        raise InvalidRequest(f"input {name!r}: {len(values)} values do not fill shape {list(shape)}", field=name)
+    return _shaped(np.asarray(values, dtype), name, shape)
+
+
+def _shaped(flat: np.ndarray, name: str, shape: Sequence[int]) -> np.ndarray:
+    try:
+        return flat.reshape(shape)
+    except (ValueError, OverflowError) as error:  # more axes than numpy has, or huge ones beside an empty one
+        raise InvalidRequest(f"input {name!r}: shape {list(shape)[:8]} is out of bounds", field=name) from error
+
+
+def _split(blob: bytes | memoryview, name: str) -> Iterator[bytes]:
+    """BYTES elements: a little-endian u32 length before each."""
+    position = 0
+    while position < len(blob):
+        end = position + 4
+        length = int.from_bytes(blob[position:end], "little")
+        if end > len(blob) or length > len(blob) - end:
+            raise InvalidRequest(f"input {name!r}: a BYTES element runs past the tensor's end", field=name)
+        yield bytes(blob[end : end + length])
+        position = end + length
