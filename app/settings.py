@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     shutdown_grace: float = Field(30.0, ge=0, description="Seconds that accepted requests get after SIGTERM.")
     max_body_bytes: int = Field(100 * MIB, gt=0, description="Largest request body; past it 413.")
     max_decoded_bytes: int = Field(256 * MIB, gt=0, description="Largest decompressed file; past it 413.")
+    max_axis: int = Field(
+        1024, gt=0, description="Largest size of an input's dynamic axis past the batch, as the number of variates."
+    )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
 
     def cpu_cores(self) -> int:

@@ -70,19 +70,17 @@ class Model:
         self.input_specs = {spec.name: spec for spec in self.inputs}
         self.output_names = tuple(spec.name for spec in self.outputs)
         self.batched = all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
+        self.max_axis = settings.max_axis
         self.weights_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.name != MANIFEST)
         self.plan = self._make_plan(settings)
+        self.batch_elements = _elements(self._example(self.batch_limit))
+        """Input elements that fill a batch."""
         self.seconds_per_element = self._warm_up()
 
     @property
     def batch_limit(self) -> int:
         """Most rows, of the width that the plan was measured at, that one batch takes."""
         return self.plan.batch_limit
-
-    @property
-    def batch_elements(self) -> int:
-        """Input elements that fill a batch."""
-        return sum(tensor.size for tensor in self._example(self.batch_limit).values())
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], *, alone: bool) -> list[np.ndarray]:
         """Run one batch and return the named outputs in their order; `alone`: no other batch is waiting or running.
@@ -94,7 +92,9 @@ class Model:
         try:
             if self.batched and (self.device.kind == "cuda" or len(next(iter(inputs.values()))) == 0):
                 return _run_padded(session, inputs, outputs, self.batch_limit)
-            return cast("list[np.ndarray]", session.run(list(outputs), dict(inputs)))
+            # A row wider than a whole batch grows the arena to its size: the run gives that back when it ends.
+            options = _shrinking() if _elements(inputs) > self.batch_elements else None
+            return cast("list[np.ndarray]", session.run(list(outputs), dict(inputs), options))
         except Exception as error:
             text = str(error)
             if any(mark in text for mark in _DEVICE_FAILURES):
@@ -138,7 +138,7 @@ class Model:
             self.run(inputs, self.output_names, alone=True)
             started = time.perf_counter()
             self.run(inputs, self.output_names, alone=False)
-            seconds = (time.perf_counter() - started) / max(1, sum(tensor.size for tensor in inputs.values()))
+            seconds = (time.perf_counter() - started) / max(1, _elements(inputs))
         return seconds
 
     def _example(self, rows: int) -> dict[str, np.ndarray]:
@@ -210,6 +210,16 @@ def _run_padded(
     missing = max(0, bucket - rows)
     padded = {name: _append_rows(tensor, missing) if missing else tensor for name, tensor in inputs.items()}
     return [tensor[:rows] for tensor in session.run(list(outputs), padded)]
+
+
+def _elements(inputs: Mapping[str, np.ndarray]) -> int:
+    return sum(tensor.size for tensor in inputs.values())
+
+
+def _shrinking() -> ort.RunOptions:
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _append_rows(tensor: np.ndarray, count: int) -> np.ndarray:

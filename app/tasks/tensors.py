@@ -30,7 +30,7 @@ def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, n
             raise InvalidRequest(f"input {name!r} is missing", field=name)
         if tensor.dtype != NUMPY_TYPES[spec.datatype]:
             raise InvalidRequest(f"input {name!r} must be {spec.datatype}", field=name)
-        _check_shape(spec, tensor)
+        _check_shape(spec, tensor, model.max_axis)
         if model.batched:
             if rows is not None and tensor.shape[0] != rows:
                 raise InvalidRequest(f"input {name!r} has {tensor.shape[0]} rows, another has {rows}", field=name)
@@ -52,7 +52,7 @@ def check_outputs(model: Model, names: Iterable[str]) -> tuple[str, ...]:
     return requested or model.output_names
 
 
-def _check_shape(spec: TensorSpec, tensor: np.ndarray) -> None:
+def _check_shape(spec: TensorSpec, tensor: np.ndarray, max_axis: int) -> None:
     expected, actual = spec.shape, tensor.shape
     fits = len(expected) == len(actual) and all(
         size in (-1, given) for size, given in zip(expected, actual, strict=True)
@@ -61,6 +61,13 @@ def _check_shape(spec: TensorSpec, tensor: np.ndarray) -> None:
     if not fits or 0 in actual[1:]:
         raise InvalidRequest(
             f"input {spec.name!r} must have shape {list(expected)}, got {list(actual)}", field=spec.name
+        )
+    # Attention over an axis costs its square, so a small body could ask for all of the memory.
+    if max(actual[1:], default=0) > max_axis and any(
+        size == -1 and given > max_axis for size, given in zip(expected[1:], actual[1:], strict=True)
+    ):
+        raise InvalidRequest(
+            f"input {spec.name!r} has shape {list(actual)}; a dynamic axis may have at most {max_axis}", field=spec.name
         )
 
 

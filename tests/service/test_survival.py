@@ -159,6 +159,21 @@ def test_bombs_are_refused_with_bounded_memory(server: Server, all_bombs, name: 
     good_request_works(server)
 
 
+def test_memory_of_a_wide_request_is_given_back(server: Server):
+    """1,000 variates take hundreds of megabytes while they run, and none afterwards."""
+    series = np.random.default_rng(0).normal(size=(1, 1000, 96)).astype("<f4")
+    before = server.resident_bytes()
+    for _ in range(3):
+        answer = httpx.post(
+            f"{server.url}/v2/models/hot-etth1/infer",
+            content=series.tobytes(),
+            headers={"Inference-Header-Content-Length": "0"},
+            timeout=60,
+        )
+        assert answer.status_code == 200
+    assert server.resident_bytes() - before < 64 * MIB
+
+
 def test_corrupt_bundle_is_reported_and_the_others_serve(server: Server):
     models = {(row["name"], row["version"]): row for row in httpx.get(f"{server.url}/v1/models").json()["models"]}
     assert models["broken", "1"]["state"] == "unavailable"

@@ -231,6 +231,12 @@ def test_not_finite_input_is_400_and_names_the_input(client):
         assert "'series' holds NaN or infinity" in caught.value.message()
 
 
+def test_axis_past_the_limit_is_400(client):
+    wide = triton_input("series", np.zeros((1, 1025, 96), np.float32), "FP32")
+    with pytest.raises(InferenceServerException, match="at most 1024"):
+        client.infer("hot-etth1", [wide])
+
+
 @pytest.mark.parametrize("path", ["/nowhere", "/v2/nowhere", "/v2/models/add/versions/1/nowhere"])
 def test_unknown_paths_and_methods_have_the_error_shape(server: Server, path: str):
     assert httpx.get(server.url + path).json().keys() == {"error"}
