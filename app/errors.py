@@ -3,6 +3,7 @@
 KronserveError                500
 ├── InvalidRequest            400   malformed: cannot be decoded, wrong shape, wrong datatype
 ├── UnusableInput             422   decoded, but not something the model can answer
+│   └── LoadFailed            422   a version that was asked for cannot be loaded
 ├── UnknownModel              404
 ├── NotAcceptable             406
 ├── PayloadTooLarge           413
@@ -37,6 +38,10 @@ class InvalidRequest(KronserveError):
 
 class UnusableInput(KronserveError):
     status = 422
+
+
+class LoadFailed(UnusableInput):
+    pass
 
 
 class UnknownModel(KronserveError):

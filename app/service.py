@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from app.engine import device
 from app.engine.repository import Repository
 from app.engine.scheduler import Scheduler
+from app.errors import Unavailable
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -22,7 +25,6 @@ class Service:
         self.settings = settings
         self.device = device.choose(settings)
         logger.info("device: %s (%s), %d executors", self.device.kind, self.device.reason, self.device.executors)
-        self.repository = Repository(settings, self.device)
         self.metrics = Metrics()
         self.scheduler = Scheduler(
             executors=self.device.executors,
@@ -30,10 +32,14 @@ class Service:
             max_requests=settings.max_queue,
             observer=self.metrics,
         )
+        self.repository = Repository(settings, self.device, self.scheduler)
         self.metrics.watch(self.scheduler, self.repository)
         self.draining = False
         self.failure: str | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        # One thread: loads and unloads take turns, and none of them holds up the threads that decode requests.
+        self._librarian = ThreadPoolExecutor(1, "repository")
 
     async def start(self) -> None:
         """Start the executors and begin to load; returns at once, `wait_loaded` waits."""
@@ -42,10 +48,34 @@ class Service:
 
     async def _load(self) -> None:
         try:
-            await asyncio.to_thread(self.repository.load, self.scheduler.register)
+            await self._change(self.repository.load_all)
         except Exception as error:
             logger.exception("the model repository cannot be loaded")
             self.failure = f"the model repository cannot be loaded: {error}"
+        else:
+            if self.settings.watch:
+                self._watching = asyncio.create_task(self._watch(self.settings.watch))
+
+    async def _watch(self, interval: float) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                await self._change(self.repository.look)
+            except Exception as error:
+                logger.error("a look at the model repository failed: %s: %s", type(error).__name__, error)
+
+    async def load_model(self, name: str) -> None:
+        """Bring a model to what is in the repository's folder now. Raises UnknownModel, LoadFailed, Unavailable."""
+        await self._change(lambda: self.repository.load(name))
+
+    async def unload_model(self, name: str) -> None:
+        """Stop serving a model; returns when no new request is taken for it. Raises UnknownModel, Unavailable."""
+        await self._change(lambda: self.repository.unload(name))
+
+    async def _change(self, change: Callable[[], None]) -> None:
+        if self.draining:
+            raise Unavailable("the server is shutting down")
+        await asyncio.get_running_loop().run_in_executor(self._librarian, change)
 
     async def wait_loaded(self) -> None:
         """Return when every version has been loaded or given up."""
@@ -65,7 +95,9 @@ class Service:
     async def stop(self) -> None:
         """Answer what was accepted within the grace, then stop the executors."""
         self.draining = True
-        if self._loading is not None and not self._loading.done():
-            self._loading.cancel()
+        for task in (self._loading, self._watching):
+            if task is not None:
+                task.cancel()
+        self._librarian.shutdown(wait=False, cancel_futures=True)
         await self.scheduler.close(self.settings.shutdown_grace)
         logger.info("left: %s", self.scheduler.counters)

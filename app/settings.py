@@ -17,6 +17,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="KRONSERVE_", frozen=True, extra="forbid")
 
     repository: Path = Field(Path("model_repository"), description="Folder of NAME/VERSION bundles.")
+    version_policy: str = Field(
+        "all", description="Versions to serve: all, latest:N, or 1,3; NAME=.. for one model; joined by ;."
+    )
+    watch: float = Field(
+        0.0, ge=0, description="Seconds between looks for new, changed and removed versions; 0: never."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto: CUDA when a GPU is usable, else CPU.")

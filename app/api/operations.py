@@ -27,6 +27,6 @@ def install(app: FastAPI, service: Service) -> None:
                 task = entry.manifest.task.kind if entry.manifest else "tensors"
                 row |= {"state": "ready", "task": task, "device": entry.device.kind}
             else:
-                row |= {"state": "unavailable", "reason": entry.reason}
+                row |= {"state": entry.state.lower(), "reason": entry.reason}
             listed.append(row)
         return {"models": listed}

@@ -1,54 +1,81 @@
-"""The model repository: every NAME/VERSION folder, loaded or with the reason why not."""
+"""The model repository: every NAME/VERSION folder, loaded or with the reason why not, and its changes while serving.
+
+A new or changed version is loaded and warmed up beside those that serve, and takes their place only when it is ready.
+What fails to load leaves everything as it was. A version that is gone, or not wanted any more, leaves once every wanted
+one serves; what it had accepted is still answered.
+
+Changes are made from one thread at a time; reading is cheap and safe from any.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, Protocol
 
+from app.engine import bundle_folders
+from app.engine.bundle_folders import Fingerprint
 from app.engine.device import Device
 from app.engine.runtime import Model
 from app.engine.sessions import BrokenBundle
-from app.errors import Unavailable, UnknownModel
+from app.engine.version_policy import VersionPolicy
+from app.errors import LoadFailed, Unavailable, UnknownModel
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
+class Line(Protocol):
+    """Who must know which models are served (`app.engine.scheduler.Scheduler`)."""
+
+    def register(self, model: Model) -> None: ...
+
+    def retire(self, model: Model) -> None:
+        """Forget the model as soon as what it has accepted is answered."""
+
+
 @dataclass(frozen=True)
-class Broken:
-    """A version that could not be loaded."""
+class NotServing:
+    """A version that is broken, unloaded, or still being loaded."""
 
     name: str
     version: str
     reason: str
+    state: Literal["LOADING", "UNAVAILABLE"] = "UNAVAILABLE"
     serves: ClassVar[bool] = False
 
 
-class Repository:
-    """All versions of all models under one folder. `get` is cheap and safe from any thread."""
+Entry = Model | NotServing
 
-    def __init__(self, settings: Settings, device: Device) -> None:
-        self.root, self.device, self._settings = settings.repository, device, settings
-        self._versions: dict[str, dict[str, Model | Broken]] = {}
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One version as the repository extension lists it."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE", "LOADING"]
+    reason: str = ""
+
+
+class Repository:
+    """All versions of all models under one folder."""
+
+    def __init__(self, settings: Settings, device: Device, line: Line) -> None:
+        """Nothing is loaded yet. Raises ValueError for a version policy that cannot be read."""
+        self.root, self.device, self._settings, self._line = settings.repository, device, settings, line
+        self._policy = VersionPolicy(settings.version_policy)
+        # Replaced as a whole at every change, so that readers in other threads never meet one in the middle of it.
+        self._versions: dict[str, dict[str, Entry]] = {}
+        self._serving: dict[tuple[str, str], Fingerprint] = {}
+        self._tried: dict[tuple[str, str], Fingerprint] = {}
+        self._seen: dict[tuple[str, str], Fingerprint] = {}
+        self._unloaded: set[str] = set()
         self.loaded = False
 
-    def load(self, register: Callable[[Model], None]) -> None:
-        """Load and warm up every version; one that fails is kept with its reason, and the others serve."""
-        for folder in self._folders():
-            entry: Model | Broken
-            try:
-                entry = Model(folder, self.device, self._settings)
-                register(entry)
-                logger.info("loaded %s/%s on %s", entry.name, entry.version, entry.providers[0])
-            except Exception as error:
-                reason = str(error) if isinstance(error, BrokenBundle) else f"{type(error).__name__}: {error}"
-                logger.error("cannot load %s/%s: %s", folder.parent.name, folder.name, reason)
-                entry = Broken(folder.parent.name, folder.name, reason)
-            self._versions.setdefault(folder.parent.name, {})[folder.name] = entry
-        self.loaded = True
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     def get(self, name: str, version: str | None = None) -> Model:
         """The model asked for; without a version, the highest that serves.
@@ -61,35 +88,173 @@ class Repository:
                 raise Unavailable("models are still being loaded")
             raise UnknownModel(f"unknown model {name!r}")
         if version is None:
-            for candidate in sorted(versions, key=_by_number, reverse=True):
+            for candidate in sorted(versions, key=int, reverse=True):
                 if isinstance(entry := versions[candidate], Model):
                     return entry
-            version = max(versions, key=_by_number)
+            version = max(versions, key=int)
         found = versions.get(version)
         if found is None:
             raise UnknownModel(f"model {name!r} has no version {version!r}; it has {', '.join(self.versions(name))}")
-        if isinstance(found, Broken):
+        if isinstance(found, NotServing):
             raise Unavailable(f"model {name!r} version {version} is not available: {found.reason}")
         return found
 
     def versions(self, name: str) -> list[str]:
         """Versions that serve, lowest first."""
         entries = self._versions.get(name, {})
-        return sorted((version for version, entry in entries.items() if isinstance(entry, Model)), key=_by_number)
+        return sorted((version for version, entry in entries.items() if isinstance(entry, Model)), key=int)
 
-    def __iter__(self) -> Iterator[Model | Broken]:
-        """Every version, by name and number."""
-        for name in sorted(self._versions):
-            for version in sorted(self._versions[name], key=_by_number):
-                yield self._versions[name][version]
+    def __iter__(self) -> Iterator[Entry]:
+        """Every known version, by name and number."""
+        known = self._versions
+        for name in sorted(known):
+            for version in sorted(known[name], key=int):
+                yield known[name][version]
 
-    def _folders(self) -> list[Path]:
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"the model repository {self.root} is not a folder")
-        found = [path for path in self.root.glob("*/*") if path.is_dir() and path.name.isdigit()]
-        visible = [path for path in found if not path.parent.name.startswith(".")]
-        return sorted(visible, key=lambda path: (path.parent.name, int(path.name)))
+    def index(self) -> list[IndexRow]:
+        """Every known version and every other one in the folder. Reads the folder."""
+        rows = [
+            IndexRow(entry.name, entry.version, "READY")
+            if isinstance(entry, Model)
+            else IndexRow(entry.name, entry.version, entry.state, entry.reason)
+            for entry in self
+        ]
+        known = {(row.name, row.version) for row in rows}
+        try:
+            folders = bundle_folders.scan(self.root)
+        except FileNotFoundError:
+            folders = {}
+        rows += [
+            IndexRow(name, version, "UNAVAILABLE", "not loaded")
+            for name, versions in folders.items()
+            for version in versions
+            if (name, version) not in known
+        ]
+        return sorted(rows, key=lambda row: (row.name, int(row.version)))
 
+    # -- changing ----------------------------------------------------------------------------------------------------
 
-def _by_number(version: str) -> int:
-    return int(version)
+    def load_all(self) -> None:
+        """Load every wanted version; one that fails is kept with its reason, and the others serve."""
+        folders = bundle_folders.scan(self.root)
+        for name, versions in folders.items():
+            waiting = {
+                version: NotServing(name, version, "it is being loaded", "LOADING")
+                for version in self._policy.choose(name, versions)
+            }
+            self._put(name, waiting)
+        for name, versions in folders.items():
+            self._bring_up(name, versions)
+        self.loaded = True
+
+    def load(self, name: str) -> None:
+        """Bring a model to what is in its folder now: new and changed versions loaded, those that are gone retired.
+
+        Raises UnknownModel if the folder has no version of it that is wanted, LoadFailed with the reasons; then
+        everything that served before still does.
+        """
+        versions = self._scan().get(name, {})
+        if not self._policy.choose(name, versions):
+            raise UnknownModel(f"the repository has no version of a model {name!r} to load")
+        self._unloaded.discard(name)
+        failed = self._bring_up(name, versions)
+        if failed:
+            raise LoadFailed("; ".join(f"{name}/{entry.version}: {entry.reason}" for entry in failed))
+
+    def unload(self, name: str) -> None:
+        """Stop serving every version of a model; what it accepted is answered. It stays so until `load`.
+
+        Raises UnknownModel.
+        """
+        if name not in self._versions:
+            raise UnknownModel(f"unknown model {name!r}")
+        self._unloaded.add(name)
+        for version in self._versions[name]:
+            self._replace(name, version, NotServing(name, version, "it was unloaded"))
+
+    def look(self) -> None:
+        """One look of the watch: load what is new or has changed, retire what is gone.
+
+        A version is loaded once two looks in a row find it the same, so that one that is being copied is left alone.
+        One that failed is tried again when its files change.
+        """
+        folders = self._scan()
+        prints = {
+            (name, version): bundle_folders.fingerprint(folder)
+            for name, versions in folders.items()
+            for version, folder in versions.items()
+        }
+        settled = {key for key, value in prints.items() if value and self._seen.get(key) == value}
+        self._seen = prints
+        fresh = {key for key in settled if self._tried.get(key) != prints[key]}
+        for name in sorted({*folders, *self._versions} - self._unloaded):
+            self._bring_up(name, folders.get(name, {}), only=fresh)
+
+    def _bring_up(
+        self, name: str, versions: dict[str, Path], only: set[tuple[str, str]] | None = None
+    ) -> list[NotServing]:
+        """Load the wanted versions (of them `only` these) that do not serve as they are now, then retire the others.
+
+        Returns those that failed.
+        """
+        wanted = self._policy.choose(name, versions)
+        failed = []
+        for version in wanted:
+            key = name, version
+            if only is not None and key not in only:
+                continue
+            if key in self._serving and self._serving[key] == bundle_folders.fingerprint(versions[version]):
+                continue
+            entry = self._load_version(versions[version])
+            if isinstance(entry, Model) or key not in self._serving:
+                self._replace(name, version, entry)
+            if isinstance(entry, NotServing):
+                failed.append(entry)
+        if not failed and set(wanted) <= set(self.versions(name)):
+            for version in set(self._versions.get(name, {})) - set(wanted):
+                self._replace(name, version, None)
+        return failed
+
+    def _load_version(self, folder: Path) -> Entry:
+        """Load one version and make it known to the line; what fails is told by its reason."""
+        name, version = folder.parent.name, folder.name
+        before = bundle_folders.fingerprint(folder)
+        self._tried[name, version] = before
+        try:
+            model = Model(folder, self.device, self._settings)
+            if bundle_folders.fingerprint(folder) != before:
+                raise BrokenBundle("its files changed while it was loaded")
+        except Exception as error:
+            reason = str(error) if isinstance(error, BrokenBundle) else f"{type(error).__name__}: {error}"
+            logger.error("cannot load %s/%s: %s", name, version, reason)
+            return NotServing(name, version, reason)
+        self._line.register(model)
+        logger.info("loaded %s/%s on %s", name, version, model.providers[0])
+        return model
+
+    def _replace(self, name: str, version: str, entry: Entry | None) -> None:
+        """Put `entry` in a version's place, or nothing; what served there leaves."""
+        entries = dict(self._versions.get(name, {}))
+        before = entries.pop(version, None)
+        if entry is not None:
+            entries[version] = entry
+        self._put(name, entries)
+        if isinstance(entry, Model):
+            self._serving[name, version] = self._tried[name, version]
+        else:
+            self._serving.pop((name, version), None)
+        if isinstance(before, Model):
+            self._line.retire(before)
+            logger.info("%s/%s leaves", name, version)
+
+    def _put(self, name: str, entries: Mapping[str, Entry]) -> None:
+        others = {other: versions for other, versions in self._versions.items() if other != name}
+        self._versions = others | ({name: dict(entries)} if entries else {})
+
+    def _scan(self) -> dict[str, dict[str, Path]]:
+        """The folder now; when it cannot be read, a failure that changes nothing."""
+        try:
+            return bundle_folders.scan(self.root)
+        except OSError as error:
+            logger.error("the model repository cannot be read: %s", error)
+            raise LoadFailed("the model repository cannot be read") from error

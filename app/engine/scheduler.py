@@ -109,6 +109,7 @@ class Scheduler:
         self._stopping = False
         self._closed = False
         self._in_flight: set[Entry] = set()
+        self._retiring: set[Runnable] = set()
         self.counters = Counters()
         self.device_failure: str | None = None
 
@@ -122,10 +123,15 @@ class Scheduler:
 
     def register(self, model: Runnable) -> None:
         """Make a model known to the line."""
+        batch_elements, seconds_per_element = model.batch_elements, model.seconds_per_element
         with self._condition:
-            self._line.register(
-                model, batch_elements=model.batch_elements, seconds_per_element=model.seconds_per_element
-            )
+            self._line.register(model, batch_elements=batch_elements, seconds_per_element=seconds_per_element)
+
+    def retire(self, model: Runnable) -> None:
+        """Forget a model as soon as nothing of it waits. Its requests that were decoded by now are still taken."""
+        with self._condition:
+            self._retiring.add(model)
+            self._forget_idle()
 
     @property
     def executors(self) -> int:
@@ -187,7 +193,14 @@ class Scheduler:
         self.counters.submitted += 1
         with self._condition:
             try:
-                self._line.admit(entry)
+                try:
+                    self._line.admit(entry)
+                except KeyError:  # retired while this request was decoded
+                    self._line.register(
+                        model, batch_elements=model.batch_elements, seconds_per_element=model.seconds_per_element
+                    )
+                    self._retiring.add(model)
+                    self._line.admit(entry)
             except KronserveError:
                 self.counters.refused += 1
                 raise
@@ -224,6 +237,8 @@ class Scheduler:
         request.parts.clear()
         with self._condition:
             self._line.discard(entry)
+            if self._retiring:
+                self._forget_idle()
         counters = self.counters
         if future.cancelled():
             counters.cancelled += 1
@@ -237,6 +252,11 @@ class Scheduler:
                 counters.aborted += 1
             case _:
                 counters.failed += 1
+
+    def _forget_idle(self) -> None:
+        for model in [model for model in self._retiring if not self._line.waiting_for(model)]:
+            self._line.forget(model)
+            self._retiring.discard(model)
 
     def _expire(self, entry: Entry) -> None:
         """The deadline timer: a request of which nothing has been started ends here."""
@@ -288,6 +308,7 @@ class Scheduler:
                 self._loop.call_soon_threadsafe(self._deliver, finished)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
+            del finished, expired  # while it waits for work, a thread must not keep a retired model alive
 
     def _run(self, batch: Batch) -> list[tuple[Slice, list[Tensor] | KronserveError]]:
         started = self._clock()

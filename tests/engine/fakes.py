@@ -7,10 +7,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from app.engine.runtime import Model
 from app.errors import DeviceFailed, InferenceFailed
 
 POISON, FATAL = -1.0, -2.0
 """Input values that make a batch fail, or the device."""
+
+
+class Line:
+    """Notes which models a repository makes known and retires."""
+
+    def __init__(self) -> None:
+        self.known: list[Model] = []
+
+    def register(self, model: Model) -> None:
+        self.known.append(model)
+
+    def retire(self, model: Model) -> None:
+        self.known.remove(model)
 
 
 class DoublingModel:

@@ -14,11 +14,12 @@ import pytest
 
 from app.engine import compiled
 from app.engine.device import Device, choose
-from app.engine.repository import Broken, Repository
+from app.engine.repository import NotServing, Repository
 from app.engine.runtime import Model
 from app.engine.sessions import BrokenBundle
 from app.errors import InferenceFailed, Unavailable, UnknownModel
 from app.settings import Settings
+from tests.engine.fakes import Line
 
 CPU = Device("cpu", "test", 2, (("CPUExecutionProvider", {}),))
 PADDING = Device("cuda", "a GPU's way of batching, on the CPU provider", 2, (("CPUExecutionProvider", {}),))
@@ -180,12 +181,12 @@ def test_broken_bundle_says_why_and_the_rest_serves(
         Model(bundle, CPU, settings)
     shutil.copytree(repository / "hot-etth1" / "1", tmp_path / "other" / "1")
     edit_manifest(tmp_path / "other" / "1", name="other")
-    models = Repository(settings.model_copy(update={"repository": tmp_path}), CPU)
-    models.load(lambda _: None)
+    models = Repository(settings.model_copy(update={"repository": tmp_path}), CPU, Line())
+    models.load_all()
     assert models.get("other").name == "other"
     with pytest.raises(Unavailable, match=reason):
         models.get("hot-etth1")
-    assert [isinstance(entry, Broken) for entry in models] == [True, False]
+    assert [isinstance(entry, NotServing) for entry in models] == [True, False]
 
 
 def test_highest_version_that_serves_is_the_default(bundle: Path, settings: Settings, tmp_path: Path):
@@ -193,8 +194,8 @@ def test_highest_version_that_serves_is_the_default(bundle: Path, settings: Sett
         shutil.copytree(bundle, bundle.parent / version)
         edit_manifest(bundle.parent / version, version=version)
     (bundle.parent / "10" / "weights.safetensors").unlink()
-    models = Repository(settings.model_copy(update={"repository": tmp_path}), CPU)
-    models.load(lambda _: None)
+    models = Repository(settings.model_copy(update={"repository": tmp_path}), CPU, Line())
+    models.load_all()
     assert models.get("hot-etth1").version == "2"
     assert models.get("hot-etth1", "1").version == "1"
     assert models.versions("hot-etth1") == ["1", "2"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
@@ -204,3 +206,30 @@ def test_every_request_ends_exactly_once(requests: list[tuple], executors: int, 
         assert (scheduler.queued, scheduler.running) == (0, 0)
 
     asyncio.run(scenario())
+
+
+async def test_retired_model_answers_what_it_accepted_and_is_let_go():
+    model, other = DoublingModel("old"), DoublingModel("other")
+    gone = weakref.ref(model)
+    async with running(other) as scheduler:
+        scheduler.register(model)
+        first = await blocked(scheduler, model)
+        waiting = [scheduler.submit(model, rows(*range(n + 1)), ["y"]) for n in range(12)]
+        scheduler.retire(model)
+        late = scheduler.submit(model, rows(5), ["y"])
+        cancelled = scheduler.submit(model, rows(6), ["y"])
+        cancelled.cancel()
+        model.gate.set()
+        np.testing.assert_array_equal((await late)["y"], rows(5)["x"] * 2)
+        for n, future in enumerate(waiting):
+            np.testing.assert_array_equal((await future)["y"], rows(*range(n + 1))["x"] * 2)
+        await first
+        after = scheduler.submit(model, rows(7), ["y"])  # its request was decoded before the retirement
+        np.testing.assert_array_equal((await after)["y"], rows(7)["x"] * 2)
+        del first, waiting, late, cancelled, after, model
+        for _ in range(500):
+            if gone() is None:
+                break
+            gc.collect()
+            await asyncio.sleep(0.01)
+        assert gone() is None
