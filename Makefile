@@ -22,6 +22,10 @@ format: .venv/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Bundles, peers' environments and results are made as needed; BENCH="--rounds 1 --seconds 1" for a short look.
+bench: .venv/dev.stamp
+	$(BIN)/python -m bench.run $(BENCH)
+
 clean:
 	rm -rf .venv
 
