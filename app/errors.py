@@ -8,6 +8,7 @@ KronserveError                500
 ├── NotAcceptable             406
 ├── PayloadTooLarge           413
 ├── UnsupportedMediaType      415
+│   └── UnsupportedEncoding   415   with Accept-Encoding
 ├── Overloaded                429   with Retry-After
 ├── InferenceFailed           500
 ├── DeviceFailed              500   the device cannot be used again; liveness turns off
@@ -58,6 +59,10 @@ class PayloadTooLarge(KronserveError):
 
 class UnsupportedMediaType(KronserveError):
     status = 415
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    pass
 
 
 class Overloaded(KronserveError):

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from app.api import answers, oip, operations
+from app.api import answers, oip, oip_control, operations
 from app.api.classify import router as classify
 from app.api.edge import Edge
 from app.api.forecast import router as forecast
@@ -40,6 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = Application(title="Kronserve", version=version("kronserve"), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
     answers.install(app)
+    oip_control.install(app, service)
     oip.install(app, service)
     app.include_router(forecast)
     app.include_router(classify)

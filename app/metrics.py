@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from app.engine.repository import Repository
-    from app.engine.scheduler import Runnable, Scheduler
+    from app.engine.scheduler import BatchTimes, Runnable, Scheduler
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -70,14 +70,17 @@ class Metrics:
         counted[0].inc()
         counted[1].observe(seconds)
 
-    def batch_done(self, model: Runnable, rows: int, waited: Sequence[float], seconds: float) -> None:
+    def batch_done(self, model: Runnable, rows: int, waited: list[float], times: BatchTimes) -> None:
         """Count one executed batch; called from executor threads."""
         labels = (model.name, model.version)
         self._batch_rows.labels(*labels).observe(rows)
-        self._compute_seconds.labels(*labels).observe(seconds)
+        self._compute_seconds.labels(*labels).observe(times.whole)
         queue = self._queue_seconds.labels(*labels)
         for wait in waited:
             queue.observe(wait)
+
+    def request_done(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
+        """Nothing: the scheduler's own counters are scraped."""
 
     def page(self) -> bytes:
         """The metrics page in Prometheus text format."""

@@ -11,6 +11,7 @@ from app.engine import device
 from app.engine.repository import Repository
 from app.engine.scheduler import Scheduler
 from app.errors import Unavailable
+from app.inference_statistics import InferenceStatistics
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -26,11 +27,12 @@ class Service:
         self.device = device.choose(settings)
         logger.info("device: %s (%s), %d executors", self.device.kind, self.device.reason, self.device.executors)
         self.metrics = Metrics()
+        self.statistics = InferenceStatistics()
         self.scheduler = Scheduler(
             executors=self.device.executors,
             max_wait=settings.queue_budget,
             max_requests=settings.max_queue,
-            observer=self.metrics,
+            observers=(self.metrics, self.statistics),
         )
         self.repository = Repository(settings, self.device, self.scheduler)
         self.metrics.watch(self.scheduler, self.repository)

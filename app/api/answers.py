@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import InvalidRequest, KronserveError, Overloaded
+from app.errors import InvalidRequest, KronserveError, Overloaded, UnsupportedEncoding
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,11 @@ def error_response(error: KronserveError) -> Response:
     body = {"error": error.message}
     if error.field is not None:
         body["field"] = error.field
-    headers = {"retry-after": str(max(1, ceil(error.retry_after)))} if isinstance(error, Overloaded) else None
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(max(1, ceil(error.retry_after)))
+    elif isinstance(error, UnsupportedEncoding):
+        headers["accept-encoding"] = "gzip, deflate"
     return Response(orjson.dumps(body), error.status, headers, media_type="application/json")
 
 

@@ -1,7 +1,7 @@
 """What the tensor protocols share: server and model metadata, and inference. Protocol files only translate.
 
 REST (`oip.py`) and gRPC differ in how a request is spelled and how an error is told; what lies between is here, and in
-`model_config.py`. Failures are the errors of `app.errors`.
+`model_config.py` and `model_control.py`. Failures are the errors of `app.errors`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from app.engine.runtime import Model
 from app.service import Service
 from app.tasks.tensors import check_outputs
 
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "schedule_policy"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+]
 
 
 def server_metadata() -> dict[str, Any]:

@@ -77,10 +77,24 @@ class Counters:
     """Still waiting when the grace of a shutdown ended."""
 
 
-class Observer(Protocol):
-    """Told of every batch, from an executor thread."""
+@dataclass(slots=True)
+class BatchTimes:
+    """Seconds that one batch took: all of it, and in it joining the inputs, running the model, parting the outputs."""
 
-    def batch_done(self, model: Runnable, rows: int, waited: Sequence[float], seconds: float) -> None: ...
+    whole: float = 0.0
+    stack: float = 0.0
+    infer: float = 0.0
+    split: float = 0.0
+
+
+class Observer(Protocol):
+    """Told of what happens, from executor threads and from the event loop."""
+
+    def batch_done(self, model: Runnable, rows: int, waited: list[float], times: BatchTimes) -> None:
+        """A batch was run; `waited`: seconds in the queue of each request that began in it."""
+
+    def request_done(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
+        """A request ended, by an answer or a failure, `seconds` after it arrived; 0 when it was not admitted."""
 
 
 class Scheduler:
@@ -96,12 +110,12 @@ class Scheduler:
         executors: int,
         max_wait: float,
         max_requests: int,
-        observer: Observer | None = None,
+        observers: Sequence[Observer] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._line = WaitingLine(executors=executors, max_wait=max_wait, max_requests=max_requests)
         self._executors = executors
-        self._observer = observer
+        self._observers = tuple(observers)
         self._clock = clock
         self._condition = threading.Condition()
         self._threads: list[threading.Thread] = []
@@ -203,6 +217,7 @@ class Scheduler:
                     self._line.admit(entry)
             except KronserveError:
                 self.counters.refused += 1
+                self._report(entry, 0.0, succeeded=False)
                 raise
             self._in_flight.add(entry)
             self._condition.notify()
@@ -243,7 +258,9 @@ class Scheduler:
         if future.cancelled():
             counters.cancelled += 1
             return
-        match future.exception():
+        error = future.exception()
+        self._report(entry, self._clock() - entry.arrived, succeeded=error is None)
+        match error:
             case None:
                 counters.succeeded += 1
             case DeadlineExceeded():
@@ -252,6 +269,10 @@ class Scheduler:
                 counters.aborted += 1
             case _:
                 counters.failed += 1
+
+    def _report(self, entry: Entry, seconds: float, *, succeeded: bool) -> None:
+        for observer in self._observers:
+            observer.request_done(entry.model, seconds, succeeded=succeeded)
 
     def _forget_idle(self) -> None:
         for model in [model for model in self._retiring if not self._line.waiting_for(model)]:
@@ -313,32 +334,38 @@ class Scheduler:
     def _run(self, batch: Batch) -> list[tuple[Slice, list[Tensor] | KronserveError]]:
         started = self._clock()
         clean = True
+        times = BatchTimes()
         try:
-            finished = self._run_slices(batch.model, batch.slices, alone=batch.alone)
+            finished = self._run_slices(batch.model, batch.slices, times, alone=batch.alone)
             clean = not any(isinstance(result, KronserveError) for _, result in finished)
         except Exception as error:  # a defect here must not take the executor or the requests with it
             logger.exception("executor failed outside the model")
             failure = InferenceFailed(f"internal error: {type(error).__name__}")
             finished = [(part, failure) for part in batch.slices]
             clean = False
-        seconds = self._clock() - started
+        times.whole = self._clock() - started
         with self._condition:
-            self._line.done(batch, seconds, measured=clean)
-        if self._observer is not None:
-            waited = [started - part.entry.arrived for part in batch.slices]
-            self._observer.batch_done(batch.model, batch.rows, waited, seconds)
+            self._line.done(batch, times.whole, measured=clean)
+        waited = [started - part.entry.arrived for part in batch.slices if part.start == 0]
+        rows = batch.rows
+        for observer in self._observers:
+            observer.batch_done(batch.model, rows, waited, times)
         return finished
 
     def _run_slices(
-        self, model: Runnable, slices: Sequence[Slice], *, alone: bool
+        self, model: Runnable, slices: Sequence[Slice], times: BatchTimes, *, alone: bool
     ) -> list[tuple[Slice, list[Tensor] | KronserveError]]:
         """Run slices as one batch; when that fails, halve it until only the guilty requests are left with the error."""
         live = [part for part in slices if not part.entry.payload.future.done()]
         if not live:
             return []
         outputs = live[0].entry.payload.outputs
+        begun = self._clock()
+        stacked = _stack(model, live)
+        ready = self._clock()
+        times.stack += ready - begun
         try:
-            results = model.run(_stack(model, live), outputs, alone=alone)
+            results = model.run(stacked, outputs, alone=alone)
         except DeviceFailed as error:
             self.device_failure = error.message
             return [(part, error) for part in live]
@@ -347,9 +374,11 @@ class Scheduler:
                 return [(live[0], error)]
             middle = len(live) // 2
             return [
-                *self._run_slices(model, live[:middle], alone=alone),
-                *self._run_slices(model, live[middle:], alone=alone),
+                *self._run_slices(model, live[:middle], times, alone=alone),
+                *self._run_slices(model, live[middle:], times, alone=alone),
             ]
+        done = self._clock()
+        times.infer += done - ready
         if len(live) == 1:
             return [(live[0], results)]
         split: list[tuple[Slice, list[Tensor] | KronserveError]] = []
@@ -358,6 +387,7 @@ class Scheduler:
             stop = start + part.stop - part.start
             split.append((part, [tensor[start:stop] for tensor in results]))
             start = stop
+        times.split += self._clock() - done
         return split
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from app.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from app.errors import InvalidRequest, PayloadTooLarge, UnsupportedEncoding
 
 Buffer = bytes | bytearray | memoryview
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -117,7 +117,7 @@ async def read_body(
 
     Raises:
         PayloadTooLarge: past a limit.
-        UnsupportedMediaType: a Content-Encoding other than identity, gzip, deflate.
+        UnsupportedEncoding: a Content-Encoding other than identity, gzip, deflate.
         InvalidRequest: Content-Length is not a number, or the encoded body is broken.
         ClientDisconnect: the client left before the end.
     """
@@ -132,7 +132,7 @@ async def read_body(
         elif name == b"content-encoding":
             encoding = value.strip().lower()
     if encoding not in (b"", b"identity", b"gzip", b"x-gzip", b"deflate"):
-        raise UnsupportedMediaType("Content-Encoding must be gzip, deflate or identity")
+        raise UnsupportedEncoding("Content-Encoding must be gzip, deflate or identity")
 
     body = await _read_wire(source.receive if isinstance(source, Request) else source, limit)
     if encoding in (b"", b"identity"):

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,3 +73,11 @@ def _wait(server: Server, path: str, patience: float = 60.0) -> None:
             pass
         time.sleep(0.05)
     raise AssertionError(f"no {path} from the server:\n{server.log.read_text()}")
+
+
+def patiently(condition: Callable[[], bool], patience: float = 30.0) -> None:
+    """Wait until the condition holds; AssertionError when it does not come true."""
+    until = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < until, "it did not come true"
+        time.sleep(0.02)
