@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import ceil
 from pathlib import Path
 
 from pydantic import Field
@@ -50,5 +51,19 @@ class Settings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
 
     def cpu_cores(self) -> int:
-        """Cores this process may use (its affinity, not the machine's count)."""
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """Cores this process may use: its affinity, or a container's CPU quota where that is less."""
+        affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(affinity, ceil(_cpu_quota())))
+
+
+def _cpu_quota() -> float:
+    """Cores that the control group grants (cgroup v2's cpu.max, v1's cfs_quota); infinity without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
+            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return 1e9
+    return int(quota) / int(period) if quota.isdigit() else 1e9

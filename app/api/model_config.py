@@ -21,7 +21,7 @@ def model_config(model: Model) -> dict[str, Any]:
         "plan": json.dumps(asdict(model.plan)),
         "providers": ", ".join(model.providers),
         "device": f"{model.device.kind}: {model.device.reason}",
-        "weights_bytes": str(model.weights_bytes),
+        "bundle_bytes": str(model.bundle_bytes),
     }
     return {
         "name": model.name,

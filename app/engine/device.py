@@ -9,6 +9,7 @@ import ctypes
 import functools
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import onnxruntime as ort
@@ -43,15 +44,32 @@ def cuda_devices() -> tuple[int, str]:
     return found.value, f"the CUDA driver reports {found.value} device(s)"
 
 
+def _provider_fault() -> str | None:
+    """Why ONNX Runtime's CUDA provider cannot be loaded, or None.
+
+    Without its CUDA libraries ONNX Runtime would only print an error and run on the CPU.
+    """
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "this onnxruntime build has no CUDA provider"
+    ort.preload_dlls()
+    folder = Path(ort.__file__).parent / "capi"
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        library = str(error).split(":")[0].rsplit("/", 1)[-1]
+        return f"the CUDA provider cannot be loaded ({library}); install kronserve[cuda]"
+    return None
+
+
 def choose(settings: Settings) -> Device:
     """CUDA when it is wanted and usable, else the CPU. ValueError when CUDA is demanded and cannot be had."""
     count, reason = cuda_devices()
-    if count and "CUDAExecutionProvider" not in ort.get_available_providers():
-        count, reason = 0, "this onnxruntime build has no CUDA provider"
+    if count and settings.device != "cpu" and (missing := _provider_fault()):
+        count, reason = 0, missing
     if settings.device == "cuda" and not count:
         raise ValueError(f"device is set to cuda, but {reason}")
     if count and settings.device != "cpu":
-        ort.preload_dlls()
         cuda = (
             "CUDAExecutionProvider",
             {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"},

@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 CPU_SIZES, GPU_SIZES = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64, 128)
 """Batch sizes that are tried."""
 
-ENOUGH = 0.97
+TURNS = 3
+"""Every size is timed in so many turns, and the median counts: a machine's speed drifts while it is measured."""
+
+ENOUGH = 0.95
 """The plan takes the smallest batch that reaches this share of the best throughput."""
 
 WORTHWHILE = 0.9
@@ -34,7 +37,7 @@ class Plan:
     """batch_limit: rows per batch. threads_alone: cores for a request with nothing beside it.
 
     rows_per_second: measured throughput by batch size, all executors at work. latency_alone: seconds of one row by
-    number of threads. source: "measured", "cached" or "set" (by the operator).
+    number of threads. source: "measured", "cached", "set" (the limit, by operator or manifest) or "not batched".
     """
 
     batch_limit: int
@@ -55,28 +58,17 @@ def measure(
 
     run_wide: the same model on `threads` cores, if it can run so. budget: seconds for all of it, kept roughly.
     """
-    clock = time.perf_counter
     share = budget / (len(sizes) + 1)
-    throughput: dict[int, float] = {}
+    rates: dict[int, list[float]] = {}
     with ThreadPoolExecutor(executors) as pool:
-        for size in sizes:
-            started = clock()
-            run(size)
-            single = clock() - started
-            if throughput and single > share:
-                break  # larger ones would not fit the budget either
-            until = clock() + share
-
-            def repeat(size: int = size, until: float = until) -> int:
-                count = 0
-                while count == 0 or clock() < until:
-                    run(size)
-                    count += 1
-                return count
-
-            started = clock()
-            counts = list(pool.map(lambda _: repeat(), range(executors)))
-            throughput[size] = sum(counts) * size / (clock() - started)
+        for turn in range(TURNS):
+            for size in sizes if turn == 0 else list(rates):
+                started = time.perf_counter()
+                run(size)
+                if turn == 0 and rates and time.perf_counter() - started > share:
+                    break  # larger ones would not fit the budget either
+                rates.setdefault(size, []).append(_throughput(pool, run, size, executors, share / TURNS))
+    throughput = {size: statistics.median(measured) for size, measured in rates.items()}
     best = max(throughput.values())
     batch_limit = min(size for size, rate in throughput.items() if rate >= ENOUGH * best)
     latency = _latency_alone(run, run_wide, threads, share)
@@ -87,6 +79,21 @@ def measure(
         {str(size): round(rate, 2) for size, rate in throughput.items()},
         {str(count): round(seconds, 6) for count, seconds in latency.items()},
     )
+
+
+def _throughput(pool: ThreadPoolExecutor, run: Run, size: int, executors: int, seconds: float) -> float:
+    """Rows per second of all executors together, for about `seconds`."""
+    started = time.perf_counter()
+
+    def repeat(_: int) -> int:
+        count = 0
+        while count == 0 or time.perf_counter() - started < seconds:
+            run(size)
+            count += 1
+        return count
+
+    batches = sum(pool.map(repeat, range(executors)))
+    return batches * size / (time.perf_counter() - started)
 
 
 def _latency_alone(run: Run, run_wide: Run | None, threads: int, budget: float) -> Mapping[int, float]:

@@ -23,6 +23,9 @@ from typing import Any
 
 from app.errors import Overloaded
 
+STALLED = 1.5
+"""An oldest request that has waited this many times the longest wait shows that the estimate is not to be trusted."""
+
 RATE_SMOOTHING = 0.1
 """Weight of the newest batch in a model's moving average of seconds per element."""
 
@@ -34,7 +37,8 @@ class Entry:
     model: Any
     lane: Hashable
     rows: int
-    elements: int
+    width: int
+    """Input elements of one row."""
     payload: Any
     arrived: float
     deadline: float
@@ -45,6 +49,11 @@ class Entry:
     """Estimated compute time of the rows not yet taken; part of the line's backlog."""
     waiting: bool = False
     sequence: int = 0
+
+    @property
+    def rows_left(self) -> int:
+        """Rows not yet handed to an executor."""
+        return self.rows - self.taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +75,13 @@ class Batch:
 
     @property
     def rows(self) -> int:
+        """Rows of all slices."""
         return sum(part.stop - part.start for part in self.slices)
 
     @property
     def elements(self) -> int:
-        return sum(_share(part.entry, part.stop - part.start) for part in self.slices)
-
-
-def _share(entry: Entry, rows: int) -> int:
-    return entry.elements if entry.rows == 0 else entry.elements * rows // entry.rows
+        """Input elements of all slices."""
+        return self.rows * self.slices[0].entry.width
 
 
 _Item = tuple[int, int, Entry]
@@ -82,16 +89,37 @@ _Heap = list[_Item]
 
 
 @dataclass(slots=True)
+class _Lane:
+    """Requests that can share a batch, and the rows that they still wait with."""
+
+    heap: _Heap = field(default_factory=list)
+    rows: int = 0
+
+
+@dataclass(slots=True)
 class _Line:
     """Everything waiting for one model."""
 
+    batch_rows: int
     batch_elements: int
     seconds_per_element: float
     used: float = 0.0
     """Executor seconds received, raised to the others' level whenever the line had been empty."""
     order: _Heap = field(default_factory=list)
-    lanes: dict[Hashable, _Heap] = field(default_factory=dict)
+    lanes: dict[Hashable, _Lane] = field(default_factory=dict)
     waiting: int = 0
+    running: int = 0
+    """Input elements that executors are working on."""
+
+    def compact(self) -> None:
+        """Drop the items of entries that have left, when they outnumber those that wait."""
+        self.order = [item for item in self.order if _is_live(item)]
+        heapq.heapify(self.order)
+        for key, lane in list(self.lanes.items()):
+            lane.heap = [item for item in lane.heap if _is_live(item)]
+            heapq.heapify(lane.heap)
+            if not lane.heap:
+                del self.lanes[key]
 
 
 class WaitingLine:
@@ -109,15 +137,18 @@ class WaitingLine:
         self.expired: list[Entry] = []
         """Entries whose deadline passed while they waited, for the caller to collect."""
 
-    def register(self, model: Hashable, *, batch_elements: int, seconds_per_element: float) -> None:
-        """Make a model known; `batch_elements`: input elements that fill a batch, the rate as measured at warm-up."""
-        self._lines[model] = _Line(batch_elements, seconds_per_element)
+    def register(
+        self, model: Hashable, *, batch_elements: int, seconds_per_element: float, batch_rows: int = 1 << 31
+    ) -> None:
+        """Make a model known: the input elements that fill a batch, most rows of one, the rate measured at warm-up."""
+        self._lines[model] = _Line(batch_rows, batch_elements, seconds_per_element)
 
     def forget(self, model: Hashable) -> None:
         """Remove a model that has nothing waiting."""
         self._lines.pop(model, None)
 
     def waiting_for(self, model: Hashable) -> int:
+        """Requests of one model that wait."""
         line = self._lines.get(model)
         return line.waiting if line else 0
 
@@ -134,7 +165,10 @@ class WaitingLine:
                 retry_after=self.estimated_wait,
             )
         line = self._lines[entry.model]
-        entry.seconds = entry.elements * line.seconds_per_element
+        _drop_stale(line.order)
+        if line.order and entry.arrived - line.order[0][2].arrived > STALLED * self._max_wait:
+            raise Overloaded("the queue has stalled; try again later", retry_after=self._max_wait)
+        entry.seconds = entry.rows * entry.width * line.seconds_per_element
         self._backlog += entry.seconds
         if not line.waiting:
             floor = min((other.used for other in self._lines.values() if other.waiting), default=line.used)
@@ -145,7 +179,10 @@ class WaitingLine:
         """Take back an entry whose caller is gone; False when nothing of it is waiting any more."""
         if not entry.waiting:
             return False
-        self._leave(self._lines[entry.model], entry)
+        line = self._lines[entry.model]
+        self._leave(line, entry)
+        if len(line.order) > 2 * line.waiting + 64:
+            line.compact()
         return True
 
     def take(self, now: float) -> Batch | None:
@@ -155,9 +192,14 @@ class WaitingLine:
             head = line.order[0][2]
             lane = line.lanes[head.lane]
             slices = self._fill(line, lane, now)
+            _drop_stale(lane.heap)
+            if not lane.heap:
+                del line.lanes[head.lane]
             if slices:
                 self.running += 1
-                return Batch(model, slices, alone=self.requests == 0 and self.running == 1)
+                batch = Batch(model, slices, alone=self.requests == 0 and self.running == 1)
+                line.running += batch.elements
+                return batch
         return None
 
     def done(self, batch: Batch, seconds: float, *, measured: bool) -> None:
@@ -167,6 +209,7 @@ class WaitingLine:
         if line is None:
             return
         line.used += seconds
+        line.running -= batch.elements
         if measured and batch.elements:
             rate = seconds / batch.elements
             line.seconds_per_element += RATE_SMOOTHING * (rate - line.seconds_per_element)
@@ -182,17 +225,22 @@ class WaitingLine:
         entry.sequence, entry.waiting = next(self._sequence), True
         item = (entry.priority, entry.sequence, entry)
         heapq.heappush(line.order, item)
-        heapq.heappush(line.lanes.setdefault(entry.lane, []), item)
+        lane = line.lanes.get(entry.lane)
+        if lane is None:
+            lane = line.lanes[entry.lane] = _Lane()
+        heapq.heappush(lane.heap, item)
+        lane.rows += entry.rows_left
         line.waiting += 1
         self.requests += 1
 
     def _leave(self, line: _Line, entry: Entry) -> None:
         """The entry stops waiting; its heap items are dropped when they surface."""
         entry.waiting = False
-        self._backlog = max(0.0, self._backlog - entry.seconds)
-        entry.seconds = 0.0
+        line.lanes[entry.lane].rows -= entry.rows_left
         line.waiting -= 1
         self.requests -= 1
+        self._backlog = self._backlog - entry.seconds if self.requests else 0.0
+        entry.seconds = 0.0
 
     def _next_model(self) -> Hashable | None:
         best: tuple[int, float, int] | None = None
@@ -208,26 +256,25 @@ class WaitingLine:
                 best, chosen = rank, model
         return chosen
 
-    def _fill(self, line: _Line, lane: _Heap, now: float) -> tuple[Slice, ...]:
-        """Rows from the head of one lane that fill a batch, split evenly when several executors are idle."""
-        head = lane[0][2]
-        limit = max(1, line.batch_elements * head.rows // head.elements) if head.elements else 1
-        idle = max(1, self._executors - self.running)
-        room = limit
-        if idle > 1:
-            rows = sum(item[2].rows - item[2].taken for item in lane if _is_live(item))
-            room = min(room, max(1, ceil(rows / idle)))
+    def _fill(self, line: _Line, lane: _Lane, now: float) -> tuple[Slice, ...]:
+        """Rows from the head of one lane: a batch full, or one executor's share of the model's work if that is less.
+
+        Whoever took all that waits would leave the next executor idle until the answers bring new requests.
+        """
+        width = max(1, lane.heap[0][2].width)
+        limit = max(1, min(line.batch_rows, line.batch_elements // width))
+        room = max(1, min(limit, ceil((lane.rows + line.running / width) / self._executors)))
         slices: list[Slice] = []
         while room > 0:
-            _drop_stale(lane)
-            if not lane:
+            _drop_stale(lane.heap)
+            if not lane.heap:
                 break
-            entry = lane[0][2]
+            entry = lane.heap[0][2]
             if entry.deadline <= now:
                 self._leave(line, entry)
                 self.expired.append(entry)
                 continue
-            left = entry.rows - entry.taken
+            left = entry.rows_left
             if slices and room < left <= limit:
                 break  # it fits the next batch whole
             rows = min(left, room)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -14,10 +16,13 @@ from pydantic import ValidationError
 
 from app.engine.device import Device
 from app.engine.plan import CPU_SIZES, GPU_SIZES, Plan, keep, measure, recall
+from app.engine.probe import rows_are_independent, working_size
 from app.engine.sessions import GRAPH, BrokenBundle, Sessions, first_line
 from app.errors import DeviceFailed, InferenceFailed
 from app.manifest import Datatype, Forecasting, Manifest, TensorSpec
 from app.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 
@@ -43,7 +48,16 @@ DATATYPES: dict[str, Datatype] = {f"tensor({onnx_name})": datatype for onnx_name
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {datatype: np.dtype(numpy_name) for _, datatype, numpy_name in _TYPES}
 """The Open Inference Protocol's datatypes -> numpy's, little-endian."""
 
-_DEVICE_FAILURES = ("CUDA failure", "CUDNN_STATUS", "CUBLAS_STATUS", "an illegal memory access", "device-side assert")
+_DEVICE_FAILURES = (
+    "illegal memory access",
+    "misaligned address",
+    "illegal instruction",
+    "device-side assert",
+    "unspecified launch failure",
+    "uncorrectable ECC",
+    "context is destroyed",
+)
+"""CUDA errors after which the process cannot use the device again; running out of memory is not one of them."""
 
 
 class Model:
@@ -69,12 +83,15 @@ class Model:
             self._adopt_manifest(self.manifest)
         self.input_specs = {spec.name: spec for spec in self.inputs}
         self.output_names = tuple(spec.name for spec in self.outputs)
-        self.batched = all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
         self.max_axis = settings.max_axis
-        self.weights_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.name != MANIFEST)
+        self.bundle_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        self._free_axis: int | None = None
+        self.batched = self._find_batch_axis()
         self.plan = self._make_plan(settings)
         self.batch_elements = _elements(self._example(self.batch_limit))
         """Input elements that fill a batch."""
+        self.batch_rows = self.batch_limit if device.kind == "cuda" else 1 << 31
+        """Most rows of a batch, however narrow: on a GPU, where every size is warmed up, the limit itself."""
         self.seconds_per_element = self._warm_up()
 
     @property
@@ -91,22 +108,50 @@ class Model:
         session = self._sessions.wide(self.plan.threads_alone) if wide else self._sessions.narrow
         try:
             if self.batched and (self.device.kind == "cuda" or len(next(iter(inputs.values()))) == 0):
-                return _run_padded(session, inputs, outputs, self.batch_limit)
-            # A row wider than a whole batch grows the arena to its size: the run gives that back when it ends.
-            options = _shrinking() if _elements(inputs) > self.batch_elements else None
-            return cast("list[np.ndarray]", session.run(list(outputs), dict(inputs), options))
+                results = _run_padded(session, inputs, outputs, self.batch_limit)
+            else:
+                # A row wider than a whole batch grows the arena to its size: the run gives that back when it ends.
+                options = _shrinking() if _elements(inputs) > self.batch_elements else None
+                results = session.run(list(outputs), dict(inputs), options)
         except Exception as error:
             text = str(error)
             if any(mark in text for mark in _DEVICE_FAILURES):
                 raise DeviceFailed(f"the device failed while running {self.name}") from error
             raise InferenceFailed(f"{self.name} could not run this input: {first_line(text)}") from error
+        if self.batched:
+            rows = len(next(iter(inputs.values())))
+            if any(len(result) != rows for result in results):
+                raise InferenceFailed(f"{self.name} did not give one result a row")
+        return results
+
+    def _find_batch_axis(self) -> bool:
+        """Whether requests can share a batch. A manifest says so by the shapes; a bare graph is tried."""
+        if self.manifest is not None:
+            task = self.manifest.task
+            self._free_axis = max(1, len(task.variates)) if isinstance(task, Forecasting) else 1
+            return all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
+        session, names = self._sessions.narrow, [spec.name for spec in self.outputs]
+
+        def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return cast("list[np.ndarray]", session.run(names, inputs))
+
+        self.batched = False
+        self._free_axis = working_size(run, lambda size: self._example(1, size))
+        if self._free_axis is None:
+            logger.warning("%s/%s runs with no size tried; it is served without warm-up", self.name, self.version)
+            return False
+        return rows_are_independent(run, self.inputs, self.outputs, self._free_axis)
 
     def _make_plan(self, settings: Settings) -> Plan:
         """The plan: set by the operator or the manifest, remembered, or measured now and kept."""
         serving = self.manifest.serving.max_batch if self.manifest is not None else None
         fixed = settings.max_batch or serving
-        if not self.batched or fixed:
-            return Plan(fixed if self.batched and fixed else 1, source="set")
+        if not self.batched:
+            return Plan(1, source="not batched")
+        plan = self._measured_plan(settings)
+        return replace(plan, batch_limit=fixed, source="set") if fixed else plan
+
+    def _measured_plan(self, settings: Settings) -> Plan:
         file = self._sessions.plan_file
         remembered = recall(file) if file is not None else None
         if remembered is not None:
@@ -131,6 +176,8 @@ class Model:
 
     def _warm_up(self) -> float:
         """Run every batch size that will come, so that no request pays for a first use; seconds per input element."""
+        if self._free_axis is None:
+            return 0.0
         sizes = sorted({*(size for size in GPU_SIZES if size < self.batch_limit), self.batch_limit})
         seconds = 0.0
         for rows in sizes:
@@ -141,17 +188,16 @@ class Model:
             seconds = (time.perf_counter() - started) / max(1, _elements(inputs))
         return seconds
 
-    def _example(self, rows: int) -> dict[str, np.ndarray]:
-        """Valid inputs: the batch axis as given, other dynamic axes at the training data's size or 1."""
-        task = self.manifest.task if self.manifest else None
-        other = max(1, len(task.variates)) if isinstance(task, Forecasting) else 1
+    def _example(self, rows: int, size: int | None = None) -> dict[str, np.ndarray]:
+        """Valid inputs: the batch axis as given, other dynamic axes of `size`, or of the size that is known to run."""
+        free = size or self._free_axis or 1
         example = {}
         for spec in self.inputs:
-            shape = [size if size >= 0 else other for size in spec.shape]
-            if self.batched:
+            shape = [axis if axis >= 0 else free for axis in spec.shape]
+            if spec.shape[:1] == (-1,):
                 shape[0] = rows
             if spec.datatype == "BYTES":
-                example[spec.name] = np.full(shape, b"", dtype=object)
+                example[spec.name] = np.full(shape, "", dtype=object)
             else:
                 example[spec.name] = np.zeros(shape, dtype=NUMPY_TYPES[spec.datatype])
         return example
@@ -223,7 +269,7 @@ def _shrinking() -> ort.RunOptions:
 
 
 def _append_rows(tensor: np.ndarray, count: int) -> np.ndarray:
-    blank = b"" if tensor.dtype == object else 0
+    blank = "" if tensor.dtype == object else 0
     return np.concatenate([tensor, np.full((count, *tensor.shape[1:]), blank, tensor.dtype)])
 
 
@@ -231,4 +277,5 @@ def _spec(node: ort.NodeArg) -> TensorSpec:
     if node.type not in DATATYPES:
         raise BrokenBundle(f"{node.name} is a {node.type}, which no protocol here can carry")
     shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
-    return TensorSpec(name=node.name, datatype=DATATYPES[node.type], shape=shape)
+    axes = tuple(size if isinstance(size, str) else "" for size in node.shape)
+    return TensorSpec(name=node.name, datatype=DATATYPES[node.type], shape=shape, axes=axes)

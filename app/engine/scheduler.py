@@ -11,9 +11,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, prod
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 Tensor = np.ndarray
 Tensors = dict[str, Tensor]
+Result = tuple[Slice, list[Tensor] | KronserveError]
+"""What became of one slice: the requested outputs' rows, or the error."""
 
 
 class Runnable(Protocol):
@@ -38,6 +40,10 @@ class Runnable(Protocol):
     @property
     def batch_elements(self) -> int:
         """Input elements that fill a batch; rows of any width count by their elements."""
+
+    @property
+    def batch_rows(self) -> int:
+        """Most rows of one batch, however narrow."""
 
     @property
     def batched(self) -> bool:
@@ -60,7 +66,8 @@ class Request:
     timer: asyncio.TimerHandle | None = None
     parts: dict[int, list[Tensor]] = field(default_factory=dict)
     """Finished slices by their first row."""
-    rows_done: int = 0
+    rows_left: int = 0
+    """Rows without a result yet, of a request that runs in several slices."""
 
 
 @dataclass(slots=True)
@@ -137,9 +144,16 @@ class Scheduler:
 
     def register(self, model: Runnable) -> None:
         """Make a model known to the line."""
-        batch_elements, seconds_per_element = model.batch_elements, model.seconds_per_element
         with self._condition:
-            self._line.register(model, batch_elements=batch_elements, seconds_per_element=seconds_per_element)
+            self._add_line(model)
+
+    def _add_line(self, model: Runnable) -> None:
+        self._line.register(
+            model,
+            batch_rows=model.batch_rows,
+            batch_elements=model.batch_elements,
+            seconds_per_element=model.seconds_per_element,
+        )
 
     def retire(self, model: Runnable) -> None:
         """Forget a model as soon as nothing of it waits. Its requests that were decoded by now are still taken."""
@@ -188,17 +202,18 @@ class Scheduler:
         if self.device_failure is not None:
             raise DeviceFailed(self.device_failure)
         now = self._clock()
-        request = Request(inputs, tuple(outputs), self._loop.create_future())
         if model.batched:
-            rows = len(next(iter(inputs.values())))
-            lane: Hashable = (request.outputs, *(tensor.shape[1:] for tensor in inputs.values()))
+            shapes = [tensor.shape[1:] for tensor in inputs.values()]
+            rows, width = len(next(iter(inputs.values()))), sum(map(prod, shapes))
+            lane: Hashable = (tuple(outputs), *shapes)
         else:
-            rows, lane = 1, object()
+            rows, width, lane = 1, sum(tensor.size for tensor in inputs.values()), object()
+        request = Request(inputs, tuple(outputs), self._loop.create_future(), rows_left=rows)
         entry = Entry(
             model=model,
             lane=lane,
             rows=rows,
-            elements=sum(tensor.size for tensor in inputs.values()),
+            width=width,
             payload=request,
             arrived=now,
             deadline=now + timeout,
@@ -210,9 +225,7 @@ class Scheduler:
                 try:
                     self._line.admit(entry)
                 except KeyError:  # retired while this request was decoded
-                    self._line.register(
-                        model, batch_elements=model.batch_elements, seconds_per_element=model.seconds_per_element
-                    )
+                    self._add_line(model)
                     self._retiring.add(model)
                     self._line.admit(entry)
             except KronserveError:
@@ -250,6 +263,7 @@ class Scheduler:
         if request.timer is not None:
             request.timer.cancel()
         request.parts.clear()
+        request.inputs = {}
         with self._condition:
             self._line.discard(entry)
             if self._retiring:
@@ -289,25 +303,14 @@ class Scheduler:
         if not future.done():
             future.set_exception(error)
 
-    def _deliver(self, finished: Sequence[tuple[Slice, list[Tensor] | KronserveError]]) -> None:
-        """Hand slices' results to their requests; a request ends when its last slice is in."""
+    def _deliver(self, finished: Iterable[Result]) -> None:
+        """End the requests that these results complete."""
         for part, result in finished:
             request: Request = part.entry.payload
-            if request.future.done():
-                continue
             if isinstance(result, KronserveError):
                 self._fail(part.entry, result)
-                continue
-            rows = part.entry.rows
-            if part.stop - part.start == rows:
+            elif not request.future.done():
                 request.future.set_result(dict(zip(request.outputs, result, strict=True)))
-                continue
-            request.parts[part.start] = result
-            request.rows_done += part.stop - part.start
-            if request.rows_done == rows:
-                ordered = [request.parts[start] for start in sorted(request.parts)]
-                whole = [np.concatenate(pieces) for pieces in zip(*ordered, strict=True)]
-                request.future.set_result(dict(zip(request.outputs, whole, strict=True)))
 
     # -- on an executor thread ---------------------------------------------------------------------------------------
 
@@ -320,18 +323,18 @@ class Scheduler:
                         return
                     self._condition.wait()
                 expired, self._line.expired = self._line.expired, []
-            finished: list[tuple[Slice, list[Tensor] | KronserveError]] = [
-                (Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired
-            ]
+                if self._line.requests:
+                    self._condition.notify()  # what this batch leaves behind is for the next idle executor
+            finished: list[Result] = [(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired]
             if batch is not None:
-                finished += self._run(batch)
+                finished += self._completed(self._run(batch))
             try:
                 self._loop.call_soon_threadsafe(self._deliver, finished)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
             del finished, expired  # while it waits for work, a thread must not keep a retired model alive
 
-    def _run(self, batch: Batch) -> list[tuple[Slice, list[Tensor] | KronserveError]]:
+    def _run(self, batch: Batch) -> list[Result]:
         started = self._clock()
         clean = True
         times = BatchTimes()
@@ -347,21 +350,42 @@ class Scheduler:
         with self._condition:
             self._line.done(batch, times.whole, measured=clean)
         waited = [started - part.entry.arrived for part in batch.slices if part.start == 0]
-        rows = batch.rows
         for observer in self._observers:
-            observer.batch_done(batch.model, rows, waited, times)
+            try:
+                observer.batch_done(batch.model, batch.rows, waited, times)
+            except Exception:  # whoever only watches must not cost anybody an answer
+                logger.exception("an observer failed")
         return finished
 
-    def _run_slices(
-        self, model: Runnable, slices: Sequence[Slice], times: BatchTimes, *, alone: bool
-    ) -> list[tuple[Slice, list[Tensor] | KronserveError]]:
+    def _completed(self, results: Iterable[Result]) -> Iterator[Result]:
+        """The results that end a request: errors, whole requests, and those whose last slice this is, put together."""
+        for part, result in results:
+            request: Request = part.entry.payload
+            if isinstance(result, KronserveError) or part.stop - part.start == part.entry.rows:
+                yield part, result
+                continue
+            with self._condition:
+                request.parts[part.start] = result
+                request.rows_left -= part.stop - part.start
+                if request.rows_left:
+                    continue
+                ordered = [request.parts[start] for start in sorted(request.parts)]
+            try:
+                yield part, [np.concatenate(pieces) for pieces in zip(*ordered, strict=True)]
+            except MemoryError:
+                yield part, InferenceFailed("not enough memory to put the answer together")
+
+    def _run_slices(self, model: Runnable, slices: Sequence[Slice], times: BatchTimes, *, alone: bool) -> list[Result]:
         """Run slices as one batch; when that fails, halve it until only the guilty requests are left with the error."""
-        live = [part for part in slices if not part.entry.payload.future.done()]
-        if not live:
+        # Inputs are read once: those of a request that ends in the meantime are taken away.
+        waiting = [(part, part.entry.payload.inputs) for part in slices if not part.entry.payload.future.done()]
+        waiting = [(part, inputs) for part, inputs in waiting if inputs]
+        if not waiting:
             return []
+        live = [part for part, _ in waiting]
         outputs = live[0].entry.payload.outputs
         begun = self._clock()
-        stacked = _stack(model, live)
+        stacked = _stack(model, waiting)
         ready = self._clock()
         times.stack += ready - begun
         try:
@@ -381,7 +405,7 @@ class Scheduler:
         times.infer += done - ready
         if len(live) == 1:
             return [(live[0], results)]
-        split: list[tuple[Slice, list[Tensor] | KronserveError]] = []
+        split: list[Result] = []
         start = 0
         for part in live:
             stop = start + part.stop - part.start
@@ -391,20 +415,16 @@ class Scheduler:
         return split
 
 
-def _stack(model: Runnable, slices: Sequence[Slice]) -> Mapping[str, Tensor]:
+def _stack(model: Runnable, slices: Sequence[tuple[Slice, Mapping[str, Tensor]]]) -> Mapping[str, Tensor]:
     """The batch's input tensors: the slices' rows one after another."""
-    first: Request = slices[0].entry.payload
+    part, first = slices[0]
     if not model.batched:
-        return first.inputs
+        return first
     if len(slices) == 1:
-        part = slices[0]
         if part.stop - part.start == part.entry.rows:
-            return first.inputs
-        return {name: tensor[part.start : part.stop] for name, tensor in first.inputs.items()}
-    return {
-        name: np.concatenate([part.entry.payload.inputs[name][part.start : part.stop] for part in slices])
-        for name in first.inputs
-    }
+            return first
+        return {name: tensor[part.start : part.stop] for name, tensor in first.items()}
+    return {name: np.concatenate([inputs[name][part.start : part.stop] for part, inputs in slices]) for name in first}
 
 
 def _deadline_exceeded(entry: Entry) -> DeadlineExceeded:

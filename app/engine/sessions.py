@@ -39,7 +39,7 @@ class Sessions:
         self._lock = threading.Lock()
         self.plan_file: Path | None = None
         if device.kind == "cpu":
-            self._use_compiled(folder, settings.cache_dir)
+            self._use_compiled(folder, settings)
         self.narrow = self._open(1)
 
     def wide(self, threads: int) -> ort.InferenceSession:
@@ -54,12 +54,14 @@ class Sessions:
         with self._lock:
             self._wide.clear()
 
-    def _use_compiled(self, folder: Path, cache: Path) -> None:
+    def _use_compiled(self, folder: Path, settings: Settings) -> None:
         """Replace the graph by its compiled form, from the cache or made now; without one, keep the graph."""
-        name = compiled.key(sorted(file for file in folder.iterdir() if file.suffix != ".json" and file.is_file()))
+        cache = settings.cache_dir
+        # Every file counts: a graph may keep its weights anywhere below its folder.
+        name = compiled.key(file for file in folder.rglob("*") if file.name != "manifest.json" and file.is_file())
         try:
             self._graph = compiled.find(cache / name) or compiled.build(self._graph, cache / name)
-            self.plan_file = cache / f"{name}-{self._device.executors}.plan.json"
+            self.plan_file = cache / f"{name}-{self._device.executors}x{settings.cpu_cores()}.plan.json"
         except OSError as error:
             logger.warning("the cache %s cannot be written (%s); compiling for this run alone", cache, error.strerror)
             temporary = tempfile.mkdtemp(prefix="kronserve-")
@@ -73,10 +75,14 @@ class Sessions:
         options = compiled.session_options(threads)
         if self.shared:  # optimised already
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        providers = self._device.providers
         try:
-            return ort.InferenceSession(str(self._graph), options, providers=list(self._device.providers))
+            session = ort.InferenceSession(str(self._graph), options, providers=list(providers))
         except Exception as error:
             raise BrokenBundle(f"ONNX Runtime cannot load {GRAPH}: {first_line(str(error))}") from error
+        if session.get_providers()[0] != providers[0][0]:
+            raise BrokenBundle(f"ONNX Runtime could not use {providers[0][0]} and fell back")
+        return session
 
 
 def first_line(text: str) -> str:

@@ -32,6 +32,7 @@ class DoublingModel:
 
     def __init__(self, name: str = "double", *, batch_limit: int = 4) -> None:
         self.name, self.version = name, "1"
+        self.batch_rows = batch_limit
         self.batch_elements, self.batched, self.seconds_per_element = 3 * batch_limit, True, 1e-4
         self.gate = threading.Event()
         self.gate.set()

@@ -50,7 +50,7 @@ def test_batch_grows_while_it_gains(clock: Clock):
     """A GPU: a batch costs a launch, then rows are nearly free up to the size where it is full."""
     chosen = measured(clock, lambda rows: 0.001 + 1e-5 * max(0, rows - 32), sizes=plan.GPU_SIZES)
     rates = {int(size): rate for size, rate in chosen.rows_per_second.items()}
-    assert chosen.batch_limit == min(size for size in rates if rates[size] >= 0.97 * max(rates.values())) == 128
+    assert chosen.batch_limit == min(size for size in rates if rates[size] >= 0.95 * max(rates.values())) == 128
     assert rates[32] == pytest.approx(32_000, rel=1e-3)
 
 

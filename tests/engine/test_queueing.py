@@ -14,7 +14,7 @@ from app.errors import Overloaded
 
 def entry(model: str = "a", lane: str = "s", rows: int = 1, **options: float) -> Entry:
     values = {"arrived": 0.0, "deadline": inf, "priority": 0} | options
-    return Entry(model=model, lane=lane, rows=rows, elements=rows * 10, payload=None, **values)  # type: ignore[arg-type]
+    return Entry(model=model, lane=lane, rows=rows, width=10, payload=None, **values)  # type: ignore[arg-type]
 
 
 def line(executors: int = 1, max_wait: float = inf, max_requests: int = 100, limits: dict[str, int] | None = None):
@@ -66,6 +66,16 @@ def test_a_burst_is_spread_over_idle_executors():
     for _ in range(6):
         waiting.admit(entry())
     assert [len(taken(waiting.take(0.0))) for _ in range(2)] == [3, 3]
+
+
+def test_a_busy_executor_leaves_the_other_its_share():
+    """Seven waiting behind one running row: taking all seven would leave the other executor idle after its row."""
+    waiting = line(executors=2, limits={"a": 8})
+    waiting.admit(entry())
+    assert len(taken(waiting.take(0.0))) == 1
+    for _ in range(7):
+        waiting.admit(entry())
+    assert len(taken(waiting.take(0.0))) == 4
 
 
 def test_models_share_executor_time_not_requests():
@@ -147,6 +157,48 @@ def test_alone_only_when_nothing_else_waits_or_runs():
     second = waiting.take(0.0)
     assert second is not None
     assert not second.alone
+
+
+def held(waiting: WaitingLine) -> int:
+    """Heap items and lanes that the line keeps."""
+    return sum(
+        len(kept.order) + sum(1 + len(lane.heap) for lane in kept.lanes.values()) for kept in waiting._lines.values()
+    )
+
+
+def test_requests_that_left_are_not_kept():
+    """Clients that disconnect while one request holds the queue."""
+    waiting = line()
+    waiting.admit(entry())
+    for _ in range(5000):
+        item = entry()
+        waiting.admit(item)
+        waiting.discard(item)
+    assert waiting.requests == 1
+    assert held(waiting) < 500
+
+
+def test_lanes_that_are_empty_are_not_kept():
+    """Ever new shapes while the queue is never empty."""
+    waiting = line(limits={"a": 1})
+    waiting.admit(entry(lane="first"))
+    for number in range(5000):
+        waiting.admit(entry(lane=f"shape {number}"))
+        batch = waiting.take(0.0)
+        assert batch is not None
+        waiting.done(batch, 0.001, measured=True)
+    assert waiting.requests == 1
+    assert held(waiting) < 500
+
+
+def test_a_queue_that_stands_still_takes_no_more():
+    """The estimate says that nothing waits, the clock says that the device hangs."""
+    waiting = line(max_wait=1.0, limits={"a": 4})
+    waiting.register("a", batch_elements=40, seconds_per_element=0.0)
+    waiting.admit(entry(arrived=0.0))
+    waiting.admit(entry(arrived=1.4))
+    with pytest.raises(Overloaded, match="stalled"):
+        waiting.admit(entry(arrived=1.6))
 
 
 @st.composite

@@ -65,6 +65,21 @@ async def test_batches_form_while_executors_are_busy():
     assert model.batches == [1, 8, 8]
 
 
+async def test_large_request_wakes_every_idle_executor():
+    model = DoublingModel(batch_limit=4)
+    async with running(model, executors=3) as scheduler:
+        model.gate.clear()
+        future = scheduler.submit(model, rows(*range(12)), ["y"])
+        for _ in range(1000):
+            if scheduler.running == 3:
+                break
+            await asyncio.sleep(0.001)
+        assert scheduler.running == 3
+        model.gate.set()
+        np.testing.assert_array_equal((await future)["y"], rows(*range(12))["x"] * 2)
+    assert model.batches == [4, 4, 4]
+
+
 async def test_only_the_guilty_requests_of_a_batch_fail():
     model = DoublingModel(batch_limit=16)
     async with running(model, executors=1) as scheduler:
