@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     max_axis: int = Field(
         1024, gt=0, description="Largest size of an input's dynamic axis past the batch, as the number of variates."
     )
+    compress_from: int = Field(
+        4096, ge=0, description="Smallest tensor answer that is compressed when its client accepts that, bytes."
+    )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
 
     def cpu_cores(self) -> int:

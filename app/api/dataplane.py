@@ -19,6 +19,7 @@ from app.tasks.tensors import check_outputs
 
 EXTENSIONS = [
     "binary_tensor_data",
+    "classification",
     "model_configuration",
     "model_repository",
     "schedule_policy",

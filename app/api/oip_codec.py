@@ -18,10 +18,17 @@ import simdjson
 from app.api.raw_tensors import filled, from_bytes, to_bytes
 from app.engine.runtime import NUMPY_TYPES, Model
 from app.errors import InvalidRequest, NotSupported
+from app.tasks.top_classes import top_classes
 
 JSON_HEADER_LENGTH = b"inference-header-content-length"
 SMALL_DOCUMENT = 1 << 11
 """Bytes up to which a document is cheaper as Python objects: the JSON beside binary tensors, above all."""
+
+LONGEST_NUMBER = 18
+"""Digits of a length; more are past any limit."""
+
+MAX_AXES = 32
+"""Longest shape; nested data goes no deeper."""
 
 BINARY_ONLY = frozenset({"FP16", "BF16"})
 
@@ -30,10 +37,11 @@ _BUFFER_TYPES = {"f": ("d", np.float64), "i": ("i", np.int64), "u": ("u", np.uin
 
 @dataclass(slots=True)
 class OutputRequest:
-    """One requested output and whether it goes into the binary part."""
+    """One requested output and whether it goes into the binary part; `classes`: how many of the largest, 0: values."""
 
     name: str
     binary: bool
+    classes: int = 0
 
 
 @dataclass(slots=True)
@@ -46,6 +54,11 @@ class InferRequest:
     binary_default: bool = False
     timeout: float | None = None
     priority: int = 0
+
+    @property
+    def classified(self) -> bool:
+        """Whether an answer is to be classes, which take longer to write than values."""
+        return any(output.classes for output in self.outputs)
 
 
 @dataclass(slots=True)
@@ -70,9 +83,17 @@ def decode_request(body: bytes | bytearray, header_length: bytes | None, model: 
     header_length: value of Inference-Header-Content-Length, or None when the whole body is JSON. "0" means that the
     body is the raw tensor of the model's only input, batch 1.
     """
+    request = _decode_body(body, header_length, model)
+    for spec in model.outputs:
+        if spec.datatype in BINARY_ONLY:
+            _must_be_binary(request, spec.name, spec.datatype)
+    return request
+
+
+def _decode_body(body: bytes | bytearray, header_length: bytes | None, model: Model) -> InferRequest:
     if header_length is None:
         return _decode_json(bytes(body), _Blobs(memoryview(b""), 0))
-    if not header_length.isdigit():
+    if not header_length.isdigit() or len(header_length) > LONGEST_NUMBER:
         raise InvalidRequest(f"Inference-Header-Content-Length is not a length: {header_length[:40]!r}")
     length = int(header_length)
     if length > len(body):
@@ -86,6 +107,14 @@ def decode_request(body: bytes | bytearray, header_length: bytes | None, model: 
     return request
 
 
+def _must_be_binary(request: InferRequest, name: str, datatype: str) -> None:
+    """Refuse an output that JSON cannot carry before it is computed."""
+    asked = [output for output in request.outputs if output.name == name]
+    in_json = [not output.binary and not output.classes for output in asked] if request.outputs else None
+    if any(in_json) if in_json is not None else not request.binary_default:
+        raise InvalidRequest(f"output {name!r} is {datatype}, which only binary_data can carry", field=name)
+
+
 def encode_response(
     model: Model, request: InferRequest, results: Mapping[str, np.ndarray]
 ) -> tuple[list[bytes], int | None]:
@@ -96,15 +125,13 @@ def encode_response(
     blobs: list[bytes] = []
     for item in wanted:
         tensor, datatype = results[item.name], datatypes[item.name]
+        if item.classes:
+            tensor, datatype = top_classes(model, item.name, tensor, item.classes), "BYTES"
         output: dict[str, Any] = {"name": item.name, "datatype": datatype, "shape": tensor.shape}
         if item.binary:
             blob = to_bytes(tensor)
             output["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
-        elif datatype in BINARY_ONLY:
-            raise InvalidRequest(
-                f"output {item.name!r} is {datatype}, which only binary_data can carry", field=item.name
-            )
         elif datatype == "BYTES":
             output["data"] = [_text(value) for value in tensor.ravel()]
         else:
@@ -157,7 +184,7 @@ def _parse(text: bytes) -> dict[str, Any]:
     """
     try:
         document = simdjson.Parser().parse(text)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # the latter for nesting past the parser's limit
         raise InvalidRequest(f"the body is not valid JSON: {_reason(error)}") from error
     if not isinstance(document, simdjson.Object):
         raise InvalidRequest("the body must be a JSON object")
@@ -181,7 +208,7 @@ def _plain(value: Any) -> Any:
     return value.as_list() if isinstance(value, simdjson.Array) else value
 
 
-def _reason(error: ValueError) -> str:
+def _reason(error: Exception) -> str:
     """What simdjson says, without its name of the error and its remark that it cannot go on."""
     text = str(error).split(": ", 1)[-1]
     return text.split("  This is a fatal", 1)[0].strip()
@@ -200,6 +227,8 @@ def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
     shape = item.get("shape")
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise InvalidRequest(f"input {name!r} needs a shape of non-negative integers", field=name)
+    if len(shape) > MAX_AXES:
+        raise InvalidRequest(f"input {name!r} has {len(shape)} axes, no model has more than {MAX_AXES}", field=name)
     size = _parameters(item, f"parameters of input {name!r}").get("binary_data_size")
     data = item.get("data")
     if (size is None) == (data is None):
@@ -209,7 +238,10 @@ def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
             raise InvalidRequest(f"input {name!r}: binary_data_size must be a non-negative integer", field=name)
         return name, from_bytes(blobs.take(cast("int", size), name), name, str(datatype), dtype, shape)
     if isinstance(data, list):  # of a small document: back into the parser, so that numbers are read in one way
-        data = simdjson.Parser().parse(orjson.dumps(data))
+        try:
+            data = simdjson.Parser().parse(orjson.dumps(data))
+        except orjson.JSONEncodeError as error:
+            raise InvalidRequest(f"input {name!r}: data cannot be read", field=name) from error
     if not isinstance(data, simdjson.Array):
         raise InvalidRequest(f"input {name!r}: data must be a list", field=name)
     return name, _from_json(data, name, str(datatype), dtype, shape)
@@ -218,7 +250,8 @@ def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
 def _from_json(data: Any, name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
     if datatype in BINARY_ONLY:
         raise InvalidRequest(f"input {name!r} is {datatype}, which only binary data can carry", field=name)
-    if len(data) and isinstance(data[0], simdjson.Array) and not _nested_as(data, shape):
+    nested = len(data) > 0 and isinstance(data[0], simdjson.Array)
+    if nested and not _nested_as(data, shape):
         raise InvalidRequest(f"input {name!r}: data is not nested as shape {list(shape)} says", field=name)
     if dtype.kind in _BUFFER_TYPES:
         code, wide = _BUFFER_TYPES[dtype.kind]
@@ -231,11 +264,11 @@ def _from_json(data: Any, name: str, datatype: str, dtype: np.dtype[Any], shape:
         if dtype.kind != "f" and not np.array_equal(narrow, values):
             raise InvalidRequest(f"input {name!r}: a value is outside the range of {datatype}", field=name)
         return filled(narrow, name, dtype, shape)
-    flat = list(_flatten(data.as_list()))
+    flat = list(_flatten(data.as_list())) if nested else data.as_list()
     wanted = bool if datatype == "BOOL" else str
     if not all(isinstance(value, wanted) for value in flat):
         raise InvalidRequest(f"input {name!r}: data is not all {datatype}", field=name)
-    return filled([value.encode() for value in flat] if wanted is str else flat, name, dtype, shape)
+    return filled(flat, name, dtype, shape)
 
 
 def _nested_as(data: Any, shape: Sequence[int]) -> bool:
@@ -282,9 +315,10 @@ def _decode_outputs(outputs: Any, binary_default: bool) -> Iterator[OutputReques
         if not isinstance(name, str):
             raise InvalidRequest("every requested output needs a name", field="outputs")
         parameters = _parameters(item, f"parameters of output {name!r}")
-        if "classification" in parameters:
-            raise NotSupported("the classification extension is not supported", field=name)
-        yield OutputRequest(name, _flag(parameters, "binary_data", default=binary_default))
+        classes = parameters.get("classification", 0)
+        if not _is_count(classes):
+            raise InvalidRequest(f"classification of output {name!r} must be a number of classes", field=name)
+        yield OutputRequest(name, _flag(parameters, "binary_data", default=binary_default), classes)
 
 
 def _parameters(item: dict[str, Any], name: str = "parameters") -> dict[str, Any]:

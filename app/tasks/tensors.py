@@ -15,7 +15,7 @@ def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, n
     """The tensors in the model's order, or InvalidRequest naming the input at fault.
 
     Every input exactly once, each of the declared datatype, rank and fixed sizes, one batch size over all; floats must
-    be finite.
+    be finite, BYTES must be UTF-8 text: ONNX has no other strings.
     """
     for name in tensors:
         if name not in model.input_specs:
@@ -37,6 +37,8 @@ def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, n
             rows = tensor.shape[0]
         if tensor.dtype.kind == "f" and not _finite(tensor):
             raise InvalidRequest(f"input {name!r} holds NaN or infinity", field=name)
+        if tensor.dtype.kind == "O":
+            tensor = _decoded(tensor, name)
         checked[name] = tensor
     return checked
 
@@ -69,6 +71,17 @@ def _check_shape(spec: TensorSpec, tensor: np.ndarray, max_axis: int) -> None:
         raise InvalidRequest(
             f"input {spec.name!r} has shape {list(actual)}; a dynamic axis may have at most {max_axis}", field=spec.name
         )
+
+
+def _decoded(tensor: np.ndarray, name: str) -> np.ndarray:
+    """Strings for bytes, which ONNX Runtime would take for their Python spelling."""
+    texts = np.empty(tensor.shape, dtype=object)
+    try:
+        for at, value in np.ndenumerate(tensor):
+            texts[at] = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"input {name!r} holds bytes that are not UTF-8 text", field=name) from error
+    return texts
 
 
 def _finite(tensor: np.ndarray) -> bool:
