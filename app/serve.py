@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import Any
 
 import uvicorn
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the idle timeout of common load balancers, so that they close first."""
+
+ANSWER_SECONDS = 5
+"""Time to write the last answers after the grace, before uvicorn cancels what is left."""
 
 LINGER_SECONDS = 1.0
 """How long idle connections are kept at the end: a request may be on its way in one of them."""
@@ -62,7 +66,7 @@ def serve(argv: Sequence[str]) -> int:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(settings.shutdown_grace) + 1,
+        timeout_graceful_shutdown=ceil(settings.shutdown_grace) + ANSWER_SECONDS,
     )
     server = Server(config, app.state.service)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -111,7 +115,10 @@ class Server(uvicorn.Server):
         until = loop.time() + LINGER_SECONDS
         while self.server_state.connections and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+        # The scheduler's grace begins now, so that what it cannot finish is answered before uvicorn cuts it off.
+        stopping = asyncio.create_task(self._service.stop())
         await super().shutdown(sockets)
+        await stopping
 
     def _stop_accepting(self) -> None:
         self.should_exit = True

@@ -22,8 +22,10 @@ class Service:
     """The parts behind the endpoints and their life: start, load, drain, stop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Choose the device; ValueError when the one that the settings demand is not there."""
+        """Choose the device; ValueError when it, or the model repository, is not there."""
         self.settings = settings
+        if not settings.repository.is_dir():
+            raise ValueError(f"the model repository {settings.repository} is not a folder")
         self.device = device.choose(settings)
         logger.info("device: %s (%s), %d executors", self.device.kind, self.device.reason, self.device.executors)
         self.metrics = Metrics()
@@ -40,6 +42,7 @@ class Service:
         self.failure: str | None = None
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         # One thread: loads and unloads take turns, and none of them holds up the threads that decode requests.
         self._librarian = ThreadPoolExecutor(1, "repository")
 
@@ -91,12 +94,18 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether new requests should be sent here: everything loaded and warm, and not on the way out."""
-        return self.live and self.repository.loaded and not self.draining
+        """Whether new requests should be sent here: loaded, warm, not on the way out, and not all of it broken."""
+        return self.live and self.repository.loaded and not self.draining and not self.repository.all_broken
 
     async def stop(self) -> None:
-        """Answer what was accepted within the grace, then stop the executors."""
+        """Answer what was accepted within the grace, then stop the executors. A second call waits for the first."""
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave())
+        await asyncio.shield(self._leaving)
+
+    async def _leave(self) -> None:
         self.draining = True
+        self.repository.stop()
         for task in (self._loading, self._watching):
             if task is not None:
                 task.cancel()

@@ -73,6 +73,7 @@ class Repository:
         self._tried: dict[tuple[str, str], Fingerprint] = {}
         self._seen: dict[tuple[str, str], Fingerprint] = {}
         self._unloaded: set[str] = set()
+        self._stopping = False
         self.loaded = False
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -111,6 +112,12 @@ class Repository:
             for version in sorted(known[name], key=int):
                 yield known[name][version]
 
+    @property
+    def all_broken(self) -> bool:
+        """Whether there are versions, and none of them serves."""
+        entries = [entry for versions in self._versions.values() for entry in versions.values()]
+        return bool(entries) and not any(isinstance(entry, Model) for entry in entries)
+
     def index(self) -> list[IndexRow]:
         """Every known version and every other one in the folder. Reads the folder."""
         rows = [
@@ -146,6 +153,10 @@ class Repository:
         for name, versions in folders.items():
             self._bring_up(name, versions)
         self.loaded = True
+
+    def stop(self) -> None:
+        """Load nothing further: a change that is under way ends after the version it is at."""
+        self._stopping = True
 
     def load(self, name: str) -> None:
         """Bring a model to what is in its folder now: new and changed versions loaded, those that are gone retired.
@@ -201,6 +212,8 @@ class Repository:
         failed = []
         for version in wanted:
             key = name, version
+            if self._stopping:
+                break
             if only is not None and key not in only:
                 continue
             if key in self._serving and self._serving[key] == bundle_folders.fingerprint(versions[version]):
@@ -225,8 +238,9 @@ class Repository:
             if bundle_folders.fingerprint(folder) != before:
                 raise BrokenBundle("its files changed while it was loaded")
         except Exception as error:
-            reason = str(error) if isinstance(error, BrokenBundle) else f"{type(error).__name__}: {error}"
-            logger.error("cannot load %s/%s: %s", name, version, reason)
+            known = isinstance(error, BrokenBundle)
+            logger.error("cannot load %s/%s: %s", name, version, error, exc_info=None if known else error)
+            reason = str(error) if known else f"{type(error).__name__}, see the log"
             return NotServing(name, version, reason)
         self._line.register(model)
         logger.info("loaded %s/%s on %s", name, version, model.providers[0])

@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from app.engine import compiled
-from app.engine.device import Device, choose
+from app.engine.device import Device
 from app.engine.repository import NotServing, Repository
 from app.engine.runtime import Model
 from app.engine.sessions import BrokenBundle
@@ -205,9 +205,3 @@ def test_highest_version_that_serves_is_the_default(bundle: Path, settings: Sett
         models.get("hot-etth1", "3")
     with pytest.raises(UnknownModel, match="unknown model 'x'"):
         models.get("x")
-
-
-def test_device_is_the_cpu_where_no_gpu_is_usable():
-    device = choose(Settings(device="cpu"))
-    assert (device.kind, device.providers) == ("cpu", (("CPUExecutionProvider", {}),))
-    assert device.executors == Settings().cpu_cores()

@@ -1,0 +1,94 @@
+"""Starting on odd repositories, and the end of the grace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.service.conftest import write_add_model
+from tests.service.process import serving
+
+
+def test_missing_repository_stops_the_start(tmp_path: Path):
+    command = [str(Path(sys.executable).with_name("kronserve")), "serve", "--repository", str(tmp_path / "none")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode != 0
+    assert "is not a folder" in result.stderr
+
+
+def test_all_broken_is_live_but_not_ready(tmp_path: Path):
+    folder = tmp_path / "repository" / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"rubbish")
+    with serving(tmp_path / "repository", tmp_path / "log", wait_ready=False) as server:
+        for _ in range(100):
+            states = httpx.get(f"{server.url}/v1/models").json()["models"]
+            if states and states[0].get("reason", "").startswith("ONNX Runtime cannot load"):
+                break
+        assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 503
+
+
+def test_odd_folders_and_dangling_links_harm_no_model(tmp_path: Path):
+    root = tmp_path / "repository"
+    write_add_model(root / "add" / "1")
+    (root / "odd" / "²").mkdir(parents=True)
+    (root / "add" / "1" / "notes.txt").symlink_to(tmp_path / "nowhere")
+    with serving(root, tmp_path / "log") as server:
+        listed = httpx.get(f"{server.url}/v1/models").text
+        assert '"ready"' in listed
+        assert str(tmp_path) not in listed
+
+
+async def test_end_of_the_grace_answers_503_in_the_error_shape(repository: Path, tmp_path: Path):
+    """More work than the grace allows: what was accepted and cannot be done is told so."""
+    options = ("--shutdown-grace", "1", "--queue-budget", "600", "--max-batch", "1")
+    shutil.copytree(repository / "hot-etth1", tmp_path / "repository" / "hot-etth1")
+    with serving(tmp_path / "repository", tmp_path / "log", *options) as server:
+        series = np.zeros((1500, 21, 96), "<f4")
+        async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+            header = (
+                b'{"inputs":[{"name":"series","shape":[1500,21,96],"datatype":"FP32",'
+                b'"parameters":{"binary_data_size":%d}}]}' % series.nbytes
+            )
+            sending = [
+                asyncio.create_task(
+                    client.post(
+                        "/v2/models/hot-etth1/infer",
+                        content=header + series.tobytes(),
+                        headers={"Inference-Header-Content-Length": str(len(header))},
+                    )
+                )
+                for _ in range(3)
+            ]
+            while "kronserve_queue_requests 0" in (await client.get("/metrics")).text:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            status = await asyncio.to_thread(server.stop, 60.0)
+            answers = await asyncio.gather(*sending)
+        assert status == 0
+        assert {answer.status_code for answer in answers} == {503}
+        assert {answer.json()["error"] for answer in answers} == {"the server is shutting down"}
+        counters = dict(re.findall(r"(\w+)=(\d+)", server.log.read_text().split("left: ")[1]))
+        assert (counters["submitted"], counters["aborted"]) == ("3", "3")
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_cores_follow_the_affinity(tmp_path: Path):
+    from app.settings import Settings
+
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert Settings().cpu_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
