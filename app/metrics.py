@@ -1,4 +1,4 @@
-"""Prometheus metrics: what the HTTP layer and the scheduler did, scraped at /metrics."""
+"""Prometheus metrics: what HTTP, gRPC and the scheduler did, scraped at /metrics."""
 
 from __future__ import annotations
 
@@ -33,8 +33,19 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.grpc_requests = Counter(
+            "kronserve_grpc_requests", "gRPC calls answered.", ("method", "code"), registry=self.registry
+        )
+        self.grpc_seconds = Histogram(
+            "kronserve_grpc_request_seconds",
+            "From the call's whole message to its answer.",
+            ("method",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         # Looking up a labelled child costs more than counting in it.
         self._http: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._grpc: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._batch_rows = Histogram(
             "kronserve_batch_rows",
             "Rows per executed batch.",
@@ -67,6 +78,15 @@ class Metrics:
         if counted is None:
             counted = self.http_requests.labels(route, str(status)), self.http_seconds.labels(route)
             self._http[route, status] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)
+
+    def called(self, method: str, code: str, seconds: float) -> None:
+        """Count one gRPC call; `code` is the status code's name."""
+        counted = self._grpc.get((method, code))
+        if counted is None:
+            counted = self.grpc_requests.labels(method, code), self.grpc_seconds.labels(method)
+            self._grpc[method, code] = counted
         counted[0].inc()
         counted[1].observe(seconds)
 

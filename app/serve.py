@@ -1,4 +1,4 @@
-"""Running the application: one uvicorn server whose SIGTERM means leave cleanly."""
+"""Running the application: one uvicorn server, gRPC beside it, and a SIGTERM that means leave cleanly."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 from pydantic import ValidationError
 
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.api.grpc.server import GrpcServer
+    from app.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +34,10 @@ LINGER_SECONDS = 1.0
 
 
 def serve(argv: Sequence[str]) -> int:
-    """Serve a model repository over HTTP."""
+    """Serve a model repository over HTTP and gRPC."""
     parser = argparse.ArgumentParser(
         prog="kronserve serve",
-        description="Serve a model repository over HTTP. Every option is also the environment variable in brackets.",
+        description="Serve a model repository over HTTP and gRPC. Every option is also the variable in brackets.",
         epilog="example: kronserve serve --repository model_repository --host 0.0.0.0 --port 8000",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -80,9 +84,10 @@ class Server(uvicorn.Server):
     A second signal stops at once.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Any) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self._grpc: GrpcServer | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -107,18 +112,46 @@ class Server(uvicorn.Server):
         self._service.draining = True
         asyncio.get_running_loop().call_later(delay, self._stop_accepting)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's startup, with the gRPC port, which is bound first: without it there is no start."""
+        try:
+            self._grpc = _grpc_server(self._service)
+        except OSError as error:
+            logger.error("%s; --grpc-port takes another one, or none to go without", error)
+            self.should_exit = True
+            return
+        await super().startup(sockets)
+        if self._grpc is not None and self.started:
+            await self._grpc.start()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's shutdown, after connections had a moment to bring what is on its way and close with its answer."""
         for listener in self.servers:
             listener.close()
         loop = asyncio.get_running_loop()
         until = loop.time() + LINGER_SECONDS
+        patience = LINGER_SECONDS + self._service.settings.shutdown_grace + ANSWER_SECONDS
+        leaving = None if self._grpc is None else asyncio.create_task(self._grpc.stop(patience))
         while self.server_state.connections and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         # The scheduler's grace begins now, so that what it cannot finish is answered before uvicorn cuts it off.
         stopping = asyncio.create_task(self._service.stop())
         await super().shutdown(sockets)
         await stopping
+        if leaving is not None and not self.force_exit:
+            await leaving
 
     def _stop_accepting(self) -> None:
         self.should_exit = True
+
+
+def _grpc_server(service: Service) -> GrpcServer | None:
+    """The gRPC server, bound; None when it is off or its packages are not installed."""
+    if service.settings.grpc_port is None:
+        return None
+    try:
+        from app.api.grpc.server import GrpcServer
+    except ModuleNotFoundError as error:
+        logger.info("no gRPC: %s is not installed (pip install 'kronserve[grpc]')", error.name)
+        return None
+    return GrpcServer(service)

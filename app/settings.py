@@ -6,7 +6,7 @@ import os
 from math import ceil
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
@@ -26,6 +26,12 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        8001, ge=0, le=65535, description="Port for gRPC; 0 takes a free one, empty: no gRPC."
+    )
+    grpc_max_message_bytes: int = Field(
+        100 * MIB, gt=0, description="Largest gRPC message; past it RESOURCE_EXHAUSTED."
+    )
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto: CUDA when a GPU is usable, else CPU.")
     executors: int = Field(0, ge=0, description="Threads that run batches; 0: one per CPU core, 2 per GPU.")
     max_batch: int = Field(0, ge=0, description="Rows per batch; 0: measured at load for each model.")
@@ -52,6 +58,11 @@ class Settings(BaseSettings):
         4096, ge=0, description="Smallest tensor answer that is compressed when its client accepts that, bytes."
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
+
+    @field_validator("grpc_port", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value
 
     def cpu_cores(self) -> int:
         """Cores this process may use: its affinity, or a container's CPU quota where that is less."""

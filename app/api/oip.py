@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api import dataplane
 from app.api.answers import error_response, error_responses, unexpected_response
 from app.api.compression import Coding, accepted, compress
+from app.api.dataplane import OFFLOAD_BYTES, OFFLOAD_CLASSES_BYTES
 from app.api.model_config import model_config
 from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, decode_request, encode_response
 from app.api.waiting import answer_or_disconnect
@@ -24,12 +25,6 @@ from app.errors import KronserveError
 from app.readers.bounded import read_body
 from app.service import Service
 from app.tasks.tensors import check_inputs
-
-OFFLOAD_BYTES = 1 << 18
-"""Bodies larger than this are decoded and encoded in a thread, so that they do not stall other requests."""
-
-OFFLOAD_CLASSES_BYTES = 1 << 13
-"""The same for outputs that are sorted and written as classes, about a microsecond each."""
 
 COMPRESS_INLINE_BYTES = 1 << 15
 """Larger answers are compressed in a thread; zlib takes about 10 ns a byte and releases the GIL."""

@@ -1,4 +1,4 @@
-"""A real `kronserve serve` process on a free port."""
+"""A real `kronserve serve` process on free ports."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     port: int
+    grpc_port: int
     log: Path
 
     @property
@@ -33,6 +34,11 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def peak_bytes(self) -> int:
+        """Highest resident memory that the process has had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) << 10
+
     def stop(self, grace: float = 30.0) -> int:
         """SIGTERM, and the exit status."""
         self.process.send_signal(signal.SIGTERM)
@@ -42,17 +48,18 @@ class Server:
 @contextmanager
 def serving(repository: Path, log: Path, *options: str, wait_ready: bool = True) -> Iterator[Server]:
     """Run `kronserve serve` on `repository`; ready when the block starts, killed when it ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as http, socket.socket() as grpc:
+        for probe in (http, grpc):
+            probe.bind(("127.0.0.1", 0))
+        port, grpc_port = http.getsockname()[1], grpc.getsockname()[1]
     command = [str(Path(sys.executable).with_name("kronserve")), "serve"]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*command, "--repository", str(repository), "--port", str(port), *options],
+            [*command, "--repository", str(repository), "--port", str(port), "--grpc-port", str(grpc_port), *options],
             stdout=stream,
             stderr=subprocess.STDOUT,
         )
-    server = Server(process, port, log)
+    server = Server(process, port, grpc_port, log)
     try:
         _wait(server, "/v2/health/ready" if wait_ready else "/v2/health/live")
         yield server

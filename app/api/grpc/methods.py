@@ -1,0 +1,199 @@
+"""The methods of inference.GRPCInferenceService: messages to calls of the dataplane, and back.
+
+Messages come in as bytes, so that large ones are parsed in a thread and a malformed one is the caller's error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError, Message
+
+from app.api import dataplane, model_control
+from app.api.dataplane import OFFLOAD_BYTES, OFFLOAD_CLASSES_BYTES
+from app.api.grpc import codec
+from app.api.grpc import inference_pb2 as pb
+from app.api.grpc.statuses import status_code, trailing_metadata
+from app.api.model_config import model_config
+from app.engine.runtime import Model
+from app.errors import DeadlineExceeded, InvalidRequest, KronserveError, Unavailable
+from app.service import Service
+from app.tasks.tensors import check_inputs
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAME = "inference.GRPCInferenceService"
+
+Context = Any
+"""grpc.aio.ServicerContext; grpcio has no type information."""
+
+Request = TypeVar("Request", bound=Message)
+Method = Callable[[Service, bytes, Context], Awaitable[bytes]]
+
+
+class Calls:
+    """The service's methods as grpcio takes them, with errors turned into statuses, every call counted and timed."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.leaving = False
+        """Whether new calls are refused as UNAVAILABLE, which tells clients to go elsewhere."""
+        self.began = 0
+        """Calls so far."""
+
+    def handlers(self) -> Any:
+        """What grpcio's server is given."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {name: grpc.unary_unary_rpc_method_handler(self._answering(name)) for name in METHODS},
+        )
+
+    def _answering(self, name: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        service, method = self._service, METHODS[name]
+
+        async def answer(body: bytes, context: Context) -> bytes:
+            started = time.perf_counter()
+            self.began += 1
+            code = grpc.StatusCode.OK
+            try:
+                if self.leaving:
+                    raise Unavailable("the server is shutting down")
+                return await method(service, body, context)
+            except KronserveError as error:
+                code, failure = status_code(error), error
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:
+                logger.error("unexpected %s", type(error).__name__, exc_info=error)
+                code, failure = grpc.StatusCode.INTERNAL, KronserveError("internal error")
+            finally:
+                service.metrics.called(name, code.name, time.perf_counter() - started)
+            await context.abort(code, failure.message, trailing_metadata(failure))
+            raise AssertionError("abort raises")
+
+        return answer
+
+
+async def _infer(service: Service, body: bytes, context: Context) -> bytes:
+    large = len(body) > OFFLOAD_BYTES
+    model, call, inputs = await asyncio.to_thread(_decode, service, body) if large else _decode(service, body)
+    timeout, remaining = call.timeout, context.time_remaining()
+    if remaining is not None:
+        if remaining <= 0:
+            raise DeadlineExceeded("the call's deadline passed before it was queued")
+        timeout = min(timeout or remaining, remaining)
+    # A call that its client gives up is cancelled here, and the request with it.
+    results = await dataplane.submit(service, model, inputs, call.outputs, timeout=timeout, priority=call.priority)
+    inline = OFFLOAD_CLASSES_BYTES if any(call.outputs.values()) else OFFLOAD_BYTES
+    if sum(tensor.nbytes for tensor in results.values()) > inline:
+        return await asyncio.to_thread(_encode, model, call, results)
+    return _encode(model, call, results)
+
+
+def _decode(service: Service, body: bytes) -> tuple[Model, codec.InferCall, dict[str, np.ndarray]]:
+    request = _parse(pb.ModelInferRequest, body)
+    model = service.repository.get(request.model_name, request.model_version or None)
+    call = codec.decode(request)
+    return model, call, check_inputs(model, call.tensors)
+
+
+def _encode(model: Model, call: codec.InferCall, results: Mapping[str, np.ndarray]) -> bytes:
+    return bytes(codec.encode(model, call, results).SerializeToString())
+
+
+async def _server_live(service: Service, body: bytes, _: Context) -> bytes:
+    _parse(pb.ServerLiveRequest, body)
+    return _serialised(pb.ServerLiveResponse(live=service.live))
+
+
+async def _server_ready(service: Service, body: bytes, _: Context) -> bytes:
+    _parse(pb.ServerReadyRequest, body)
+    return _serialised(pb.ServerReadyResponse(ready=service.ready))
+
+
+async def _model_ready(service: Service, body: bytes, _: Context) -> bytes:
+    request = _parse(pb.ModelReadyRequest, body)
+    try:
+        service.repository.get(request.name, request.version or None)
+    except Unavailable:
+        return _serialised(pb.ModelReadyResponse(ready=False))
+    return _serialised(pb.ModelReadyResponse(ready=True))
+
+
+async def _server_metadata(_: Service, body: bytes, __: Context) -> bytes:
+    _parse(pb.ServerMetadataRequest, body)
+    return _serialised(ParseDict(dataplane.server_metadata(), pb.ServerMetadataResponse()))
+
+
+async def _model_metadata(service: Service, body: bytes, _: Context) -> bytes:
+    request = _parse(pb.ModelMetadataRequest, body)
+    described = dataplane.model_metadata(service, request.name, request.version or None)
+    # The message has no place for `parameters`.
+    return _serialised(ParseDict(described, pb.ModelMetadataResponse(), ignore_unknown_fields=True))
+
+
+async def _model_config(service: Service, body: bytes, _: Context) -> bytes:
+    request = _parse(pb.ModelConfigRequest, body)
+    config = model_config(service.repository.get(request.name, request.version or None))
+    return _serialised(ParseDict({"config": config}, pb.ModelConfigResponse()))
+
+
+async def _statistics(service: Service, body: bytes, _: Context) -> bytes:
+    request = _parse(pb.ModelStatisticsRequest, body)
+    counted = model_control.statistics(service, request.name or None, request.version or None)
+    return _serialised(ParseDict(counted, pb.ModelStatisticsResponse()))
+
+
+async def _repository_index(service: Service, body: bytes, _: Context) -> bytes:
+    request = _parse(pb.RepositoryIndexRequest, body)
+    rows = await model_control.index(service, ready=request.ready)
+    return _serialised(ParseDict({"models": [asdict(row) for row in rows]}, pb.RepositoryIndexResponse()))
+
+
+async def _load(service: Service, body: bytes, _: Context) -> bytes:
+    request = _parse(pb.RepositoryModelLoadRequest, body)
+    name = request.model_name or request.repository_name
+    await model_control.load(service, name, request.parameters)
+    return _serialised(pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True))
+
+
+async def _unload(service: Service, body: bytes, _: Context) -> bytes:
+    request = _parse(pb.RepositoryModelUnloadRequest, body)
+    name = request.model_name or request.repository_name
+    await model_control.unload(service, name, request.parameters)
+    return _serialised(pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True))
+
+
+METHODS: dict[str, Method] = {
+    "ServerLive": _server_live,
+    "ServerReady": _server_ready,
+    "ModelReady": _model_ready,
+    "ServerMetadata": _server_metadata,
+    "ModelMetadata": _model_metadata,
+    "ModelInfer": _infer,
+    "ModelConfig": _model_config,
+    "ModelStatistics": _statistics,
+    "RepositoryIndex": _repository_index,
+    "RepositoryModelLoad": _load,
+    "RepositoryModelUnload": _unload,
+}
+
+
+def _parse(kind: type[Request], body: bytes) -> Request:
+    try:
+        return kind.FromString(body)  # type: ignore[no-any-return]
+    except DecodeError as error:
+        raise InvalidRequest(f"the message is not a {kind.DESCRIPTOR.name}") from error
+
+
+def _serialised(message: Message) -> bytes:
+    return bytes(message.SerializeToString())

@@ -1,0 +1,59 @@
+"""The gRPC server: grpcio's asyncio server in the HTTP server's event loop, before the same scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
+from grpc_reflection.v1alpha.reflection import enable_server_reflection
+
+from app.api.grpc import methods
+from app.api.grpc.health import Health
+from app.service import Service
+
+logger = logging.getLogger(__name__)
+
+LINGER_SECONDS = 0.5
+"""How long calls are told UNAVAILABLE at the end; grpcio itself would reset those that are on their way: CANCELLED."""
+
+
+class GrpcServer:
+    """One listening port with inference, health and reflection."""
+
+    def __init__(self, service: Service) -> None:
+        """Bind the port of the settings; from the event loop. OSError when it cannot be had."""
+        settings = service.settings
+        self._server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", settings.grpc_max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not half of another server's calls
+            )
+        )
+        self._calls = methods.Calls(service)
+        self._health = Health(service, (methods.SERVICE_NAME,))
+        self._server.add_generic_rpc_handlers((self._calls.handlers(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        enable_server_reflection((methods.SERVICE_NAME, HEALTH, REFLECTION), self._server)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        try:
+            self.port: int = self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        except RuntimeError as error:
+            raise OSError(f"gRPC cannot listen on {host}:{settings.grpc_port}: {error}") from error
+
+    async def start(self) -> None:
+        """Accept calls."""
+        await self._server.start()
+        logger.info("gRPC on port %d", self.port)
+
+    async def stop(self, grace: float) -> None:
+        """Accept no more calls, answer those accepted for at most `grace` seconds, then cancel the rest."""
+        self._calls.leaving = True
+        self._health.leave()
+        if self._calls.began:
+            await asyncio.sleep(LINGER_SECONDS)
+        await self._server.stop(grace)

@@ -1,0 +1,143 @@
+"""That the gRPC service is the one its clients know: messages as in their own files, grpc.health.v1, reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import pytest_asyncio
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from tests.service.process import Server, serving
+
+ROOT = Path(__file__).parents[2]
+PROTO = "app/api/grpc/inference.proto"
+SERVICE = "inference.GRPCInferenceService"
+KSERVE_ONLY = {
+    "RepositoryModelLoadResponse": {"model_name", "isLoaded"},
+    "RepositoryModelUnloadResponse": {"model_name", "isUnloaded"},
+}
+"""Fields of kserve's messages that Triton's are without."""
+
+Serving = health_pb2.HealthCheckResponse
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> FileDescriptorProto:
+    """inference.proto, compiled now; its names would collide with the client's, so they are never registered here."""
+    compiled = tmp_path_factory.mktemp("proto") / "set"
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", f"--descriptor_set_out={compiled}", PROTO]
+    subprocess.run(command, check=True, cwd=ROOT)
+    file = FileDescriptorSet.FromString(compiled.read_bytes()).file[0]
+    for _, message in messages(*file.message_type):
+        for field in message.field:
+            field.ClearField("json_name")  # written here and not into modules
+    return file
+
+
+@pytest.fixture(scope="module")
+def theirs() -> tuple[FileDescriptorProto, FileDescriptorProto]:
+    files = FileDescriptorProto(), FileDescriptorProto()
+    service_pb2.DESCRIPTOR.CopyToProto(files[0])
+    model_config_pb2.DESCRIPTOR.CopyToProto(files[1])
+    return files
+
+
+def messages(*found: DescriptorProto, prefix: str = "") -> Iterator[tuple[str, DescriptorProto]]:
+    for message in found:
+        name = f"{prefix}{message.name}"
+        yield name, message
+        yield from messages(*message.nested_type, prefix=f"{name}.")
+
+
+def test_every_field_is_the_clients_own(ours: FileDescriptorProto, theirs: tuple[FileDescriptorProto, ...]):
+    known = dict(messages(*(message for file in theirs for message in file.message_type)))
+    for name, message in messages(*ours.message_type):
+        their_fields = {
+            field.name: (field.number, field.type, field.label, field.type_name) for field in known[name].field
+        }
+        for field in message.field:
+            if field.name in KSERVE_ONLY.get(name, ()):
+                continue
+            assert their_fields[field.name] == (field.number, field.type, field.label, field.type_name), name
+    enums = {enum.name: enum for enum in theirs[1].enum_type}
+    for enum in ours.enum_type:
+        assert list(enum.value) == list(enums[enum.name].value)
+
+
+def test_every_method_is_the_clients_own(ours: FileDescriptorProto, theirs: tuple[FileDescriptorProto, ...]):
+    known = {method.name: (method.input_type, method.output_type) for method in theirs[0].service[0].method}
+    assert (ours.package, ours.service[0].name) == ("inference", "GRPCInferenceService")
+    for method in ours.service[0].method:
+        assert known[method.name] == (method.input_type, method.output_type)
+    missing = known.keys() - {method.name for method in ours.service[0].method}
+    assert all(any(word in name for word in ("SharedMemory", "Stream", "Trace", "Log")) for name in missing), missing
+
+
+def test_compiled_module_is_up_to_date(ours: FileDescriptorProto):
+    """In a process of its own; every method of the file has an implementation, and none beside them."""
+    code = (
+        "import sys; from app.api.grpc import inference_pb2 as pb, methods;"
+        "assert set(methods.METHODS) == set(pb.DESCRIPTOR.services_by_name['GRPCInferenceService'].methods_by_name);"
+        "sys.stdout.buffer.write(pb.DESCRIPTOR.serialized_pb)"
+    )
+    compiled = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT).stdout
+    assert FileDescriptorProto.FromString(compiled) == ours
+
+
+@pytest_asyncio.fixture
+async def channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        yield channel
+
+
+async def test_health(channel: grpc.aio.Channel):
+    stub = health_pb2_grpc.HealthStub(channel)
+    for name in ("", SERVICE):
+        assert (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status == Serving.SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Check(health_pb2.HealthCheckRequest(service="nope"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    listed = (await stub.List(health_pb2.HealthListRequest())).statuses
+    assert {name: response.status for name, response in listed.items()} == dict.fromkeys(("", SERVICE), Serving.SERVING)
+    async for response in stub.Watch(health_pb2.HealthCheckRequest(service="nope")):
+        assert response.status == Serving.SERVICE_UNKNOWN
+        break
+
+
+async def test_watch_tells_of_the_leave_and_ends(mixed_repository: Path, tmp_path: Path):
+    """Not serving from the signal on, while calls are still accepted; an open watch does not hold the server up."""
+    with serving(mixed_repository, tmp_path / "log", "--shutdown-delay", "2") as server:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            seen = []
+            async for response in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()):
+                seen.append(response.status)
+                if response.status == Serving.SERVING:
+                    server.process.terminate()
+                else:
+                    live = channel.unary_unary(
+                        f"/{SERVICE}/ServerLive",
+                        service_pb2.ServerLiveRequest.SerializeToString,
+                        service_pb2.ServerLiveResponse.FromString,
+                    )
+                    assert (await live(service_pb2.ServerLiveRequest())).live
+        assert seen == [Serving.SERVING, Serving.NOT_SERVING]
+        assert await asyncio.to_thread(server.process.wait, 20) == 0
+
+
+async def test_reflection_lists_and_describes(channel: grpc.aio.Channel, ours: FileDescriptorProto):
+    requests = [ServerReflectionRequest(list_services=""), ServerReflectionRequest(file_containing_symbol=SERVICE)]
+    answers = [answer async for answer in ServerReflectionStub(channel).ServerReflectionInfo(iter(requests))]
+    names = {service.name for service in answers[0].list_services_response.service}
+    assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    described = answers[1].file_descriptor_response.file_descriptor_proto[0]
+    assert FileDescriptorProto.FromString(described) == ours
