@@ -17,7 +17,7 @@ FROM venv AS dependencies
 COPY pyproject.toml ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
-    python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+    python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['grpc'], sep='\n')" \
       > requirements.txt \
  && python3 -m pip --python /opt/kronserve/bin/python install --only-binary :all: -r requirements.txt
 
@@ -60,9 +60,10 @@ ENV PATH=/opt/kronserve/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
     PYTHONDONTWRITEBYTECODE=1 \
     KRONSERVE_HOST=0.0.0.0 \
     KRONSERVE_PORT=8000 \
+    KRONSERVE_GRPC_PORT=8001 \
     KRONSERVE_REPOSITORY=/models
 WORKDIR /tmp
-EXPOSE 8000
+EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
   CMD ["python", "-Ic", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['KRONSERVE_PORT']), timeout=4); c.request('GET', '/v2/health/ready'); sys.exit(c.getresponse().status != 200)"]

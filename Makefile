@@ -1,14 +1,15 @@
 # Every target that runs something installs what it needs first, into .venv.
 PYTHON ?= python3
 PORT ?= 8000
+GRPC_PORT ?= 8001
 HOST ?= 127.0.0.1
 BIN := .venv/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test check format clean
+.PHONY: serve test check format proto clean
 
 serve: .venv/serve.stamp
-	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT)
+	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT) --grpc-port '$(GRPC_PORT)'
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest
@@ -26,6 +27,10 @@ format: .venv/dev.stamp
 bench: .venv/dev.stamp
 	$(BIN)/python -m bench.run $(BENCH)
 
+# The messages of gRPC, written anew from their definition.
+proto: .venv/dev.stamp
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. app/api/grpc/inference.proto
+
 clean:
 	rm -rf .venv
 
@@ -33,7 +38,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/serve.stamp: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[grpc]'
 	touch $@
 
 # torch is pinned to one release and asked for first: on Linux without a CUDA build at hand the plain requirement would

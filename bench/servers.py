@@ -63,7 +63,7 @@ def _graphs() -> list[str]:
 
 def _kronserve(port: int) -> list[str]:
     command = str(Path(sys.executable).with_name("kronserve"))
-    return [command, "serve", "--repository", str(REPOSITORY), "--port", str(port)]
+    return [command, "serve", "--repository", str(REPOSITORY), "--port", str(port), "--grpc-port", "none"]
 
 
 def _noop(port: int) -> list[str]:
