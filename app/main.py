@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -50,6 +51,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 class Application(FastAPI):
     """FastAPI behind our own two layers: counting and lingering outermost, then the inference path."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document without the framework's own validation answer, which is never given: ours is {"error": ..}."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for path in document["paths"].values():
+                for operation in path.values():
+                    if "HTTPValidationError" in str(operation["responses"].get("422", "")):
+                        del operation["responses"]["422"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                document.get("components", {}).get("schemas", {}).pop(name, None)
+        return super().openapi()
 
     def build_middleware_stack(self) -> ASGIApp:
         """The framework's stack, wrapped."""

@@ -11,11 +11,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def write_offset_model(folder: Path, offset: float, *, weights: int = 0) -> None:
-    """NAME/VERSION with y = x + offset over [batch, 3]; visible by one rename, `weights` floats of ballast in it."""
-    ballast = np.arange(max(1, weights), dtype=np.float32)
+    """NAME/VERSION with y = x + offset over [batch, 3]; visible by one rename.
+
+    weights: floats of ballast, of which each row reads one, so that no optimiser can do without them.
+    """
+    ballast = np.arange(max(3, weights), dtype=np.float32)
     nodes = [
-        helper.make_node("ReduceMax", ["ballast"], ["largest"], keepdims=0),
-        helper.make_node("Mul", ["largest", "zero"], ["nothing"]),
+        helper.make_node("ArgMax", ["x"], ["largest"], axis=1, keepdims=1),
+        helper.make_node("Gather", ["ballast", "largest"], ["read"]),
+        helper.make_node("Mul", ["read", "zero"], ["nothing"]),
         helper.make_node("Add", ["x", "offset"], ["shifted"]),
         helper.make_node("Add", ["shifted", "nothing"], ["y"]),
     ]

@@ -63,6 +63,12 @@ _INFER_RESPONSE = {
         "outputs": {"type": "array", "items": _TENSOR},
     },
 }
+_HEADER_LENGTH = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "description": "Bytes of JSON before the binary tensors; 0: the body is the raw tensor of the only input.",
+    "schema": {"type": "integer", "minimum": 0},
+}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -140,10 +146,11 @@ def _document_infer(app: FastAPI) -> None:
                 **error_responses(400, 404, 413, 415, 429, 500, 501, 503, 504),
             },
             openapi_extra={
+                "parameters": [_HEADER_LENGTH],
                 "requestBody": {
                     "required": True,
                     "content": {"application/json": {"schema": _INFER_REQUEST}, "application/octet-stream": _BINARY},
-                }
+                },
             },
         )
 

@@ -1,0 +1,89 @@
+"""Whatever the served OpenAPI document allows is answered as it says: schemathesis against a real server.
+
+KRONSERVE_EXAMPLES sets the examples of all operations together; `make openapi` asks for 10,000.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis import Case
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from app.main import create_app
+from app.settings import Settings
+from tests.service.conftest import write_add_model
+from tests.service.process import serving
+from tests.tiny_models import write_offset_model
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    unsupported_method,
+]
+MODELS = ["hot-etth1", "hot-adrenal", "add", "offset"]
+SPARE = "spare"
+"""The only one that may be unloaded."""
+
+document = create_app(Settings(device="cpu")).openapi()
+schema = schemathesis.openapi.from_dict(document)
+operations = sum(len(path) for path in document["paths"].values())
+examples = int(os.environ.get("KRONSERVE_EXAMPLES", "600")) // operations
+
+
+@schemathesis.serializer("application/x-npy")
+def serialise_npy(_: Any, value: Any) -> bytes:
+    """What was generated for an opaque body, as it is."""
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+@schema.hook
+def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Half of the paths lead to models that there are."""
+    if path_parameters and "model" in path_parameters:
+        chosen = sum(map(ord, str(path_parameters)))
+        if chosen % 2:
+            spare = context.operation.path.endswith("unload")
+            path_parameters = dict.fromkeys(path_parameters, "1")
+            path_parameters["model"] = SPARE if spare else MODELS[chosen // 2 % len(MODELS)]
+    return path_parameters
+
+
+@pytest.fixture(scope="module")
+def url(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    root = tmp_path_factory.mktemp("documented")
+    for name in ("hot-etth1", "hot-adrenal"):
+        (root / name).symlink_to(repository.resolve() / name)
+    write_add_model(root / "add" / "1")
+    for name in ("offset", SPARE):
+        write_offset_model(root / name / "1", 1)
+    with serving(root, root.parent / "documented.log") as running:
+        yield running.url
+
+
+def test_document_is_the_one_served(url: str):
+    import httpx
+
+    assert httpx.get(f"{url}/openapi.json").json() == document
+
+
+@schema.parametrize()
+@settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+def test_answers_are_as_documented(case: Case, url: str):
+    case.call_and_validate(base_url=url, checks=CHECKS, timeout=30)
