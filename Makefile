@@ -6,13 +6,17 @@ HOST ?= 127.0.0.1
 BIN := .venv/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test check format proto clean
+.PHONY: serve test openapi check format proto clean
 
 serve: .venv/serve.stamp
 	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT) --grpc-port '$(GRPC_PORT)'
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest
+
+# 10,000 requests made from the served OpenAPI document; the test suite makes some hundred.
+openapi: .venv/dev.stamp
+	KRONSERVE_EXAMPLES=10000 $(BIN)/python -m pytest tests/service/test_openapi.py
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -43,6 +43,20 @@ _TENSOR = {
         "data": {"type": "array", "items": {}, "description": "Row-major, nested or flat."},
     },
 }
+_OUTPUT = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string"},
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "binary_data": {"type": "boolean"},
+                "classification": {"type": "integer", "minimum": 0, "description": "The k largest, as BYTES."},
+            },
+        },
+    },
+}
 _INFER_REQUEST = {
     "type": "object",
     "required": ["inputs"],
@@ -50,7 +64,7 @@ _INFER_REQUEST = {
         "id": {"type": "string"},
         "parameters": {"type": "object", "description": "binary_data_output, priority, timeout (microseconds)."},
         "inputs": {"type": "array", "items": _TENSOR},
-        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+        "outputs": {"type": "array", "items": _OUTPUT},
     },
 }
 _INFER_RESPONSE = {
@@ -68,6 +82,17 @@ _HEADER_LENGTH = {
     "in": "header",
     "description": "Bytes of JSON before the binary tensors; 0: the body is the raw tensor of the only input.",
     "schema": {"type": "integer", "minimum": 0},
+}
+_EXAMPLE = {
+    "id": "42",
+    "inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1.0, 2.0, 3.0]}],
+    "outputs": [{"name": "y", "parameters": {"binary_data": False}}],
+}
+_ANSWER = {
+    "model_name": "offset",
+    "model_version": "1",
+    "id": "42",
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 3], "data": [2.0, 3.0, 4.0]}],
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -141,7 +166,10 @@ def _document_infer(app: FastAPI) -> None:
             responses={
                 200: {
                     "description": "The requested outputs.",
-                    "content": {"application/json": {"schema": _INFER_RESPONSE}, "application/octet-stream": _BINARY},
+                    "content": {
+                        "application/json": {"schema": _INFER_RESPONSE, "example": _ANSWER},
+                        "application/octet-stream": _BINARY,
+                    },
                 },
                 **error_responses(400, 404, 413, 415, 429, 500, 501, 503, 504),
             },
@@ -149,7 +177,10 @@ def _document_infer(app: FastAPI) -> None:
                 "parameters": [_HEADER_LENGTH],
                 "requestBody": {
                     "required": True,
-                    "content": {"application/json": {"schema": _INFER_REQUEST}, "application/octet-stream": _BINARY},
+                    "content": {
+                        "application/json": {"schema": _INFER_REQUEST, "example": _EXAMPLE},
+                        "application/octet-stream": _BINARY,
+                    },
                 },
             },
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -41,7 +42,7 @@ MODELS = ["hot-etth1", "hot-adrenal", "add", "offset"]
 SPARE = "spare"
 """The only one that may be unloaded."""
 
-document = create_app(Settings(device="cpu")).openapi()
+document = create_app(Settings(repository=Path(__file__).parents[2] / "model_repository", device="cpu")).openapi()
 schema = schemathesis.openapi.from_dict(document)
 operations = sum(len(path) for path in document["paths"].values())
 examples = int(os.environ.get("KRONSERVE_EXAMPLES", "600")) // operations
@@ -78,9 +79,15 @@ def url(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def test_document_is_the_one_served(url: str):
-    import httpx
-
     assert httpx.get(f"{url}/openapi.json").json() == document
+
+
+@pytest.mark.parametrize("path", ["/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"])
+def test_the_example_of_inference_is_true(url: str, path: str):
+    operation = document["paths"][path]["post"]
+    asked = operation["requestBody"]["content"]["application/json"]["example"]
+    answer = httpx.post(url + path.format(model="offset", version="1"), json=asked)
+    assert answer.json() == operation["responses"]["200"]["content"]["application/json"]["example"]
 
 
 @schema.parametrize()
