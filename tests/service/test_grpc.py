@@ -250,6 +250,15 @@ def test_load_and_unload(identities: Server):
         assert caught.value.status() == "StatusCode.NOT_FOUND"
 
 
+def test_load_as_kserve_spells_it(identities: Server):
+    """Its message has the model's name as field 1, Triton's as field 2; its answer repeats the name and says true."""
+    message = pb.RepositoryModelLoadRequest(repository_name="offset").SerializeToString()
+    with grpc.insecure_channel(f"127.0.0.1:{identities.grpc_port}") as channel:
+        for method in ("RepositoryModelUnload", "RepositoryModelLoad"):
+            answer = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(message)
+            assert answer == b"\x0a\x06offset\x10\x01"
+
+
 def test_statistics_count_requests_and_rows(identities: Server):
     with triton.InferenceServerClient(f"127.0.0.1:{identities.grpc_port}") as client:
         before = client.get_inference_statistics("identity-INT32").model_stats[0]
