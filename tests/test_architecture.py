@@ -47,6 +47,14 @@ def test_layers_of_the_service_import_only_downwards(layer: str):
         assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
 
 
+def test_grpc_is_needed_by_its_own_folder_alone():
+    """An extra: everything else must import without it."""
+    for file in (ROOT / "app").rglob("*.py"):
+        if (ROOT / "app/api/grpc") not in file.parents:
+            wrong = {name for name in imports(file) if name.split(".")[0] in {"grpc", "grpc_health", "google"}}
+            assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+
+
 def test_running_service_has_not_imported_torch():
     """Not even through a dependency; in a process of its own, since the tests themselves use torch."""
     code = "import sys, app.main; app.main.create_app(); print('torch' in sys.modules)"

@@ -70,3 +70,23 @@ def write_identity_model(folder: Path, datatype: str) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
+
+
+def write_lookup_model(folder: Path, size: int) -> None:
+    """NAME/VERSION with y = x and half = FP16 of x, x = the index looked up among 0 to size-1; others make it fail."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "index"], ["y"]),
+            helper.make_node("Cast", ["y"], ["half"], to=TensorProto.FLOAT16),
+        ],
+        "lookup",
+        [helper.make_tensor_value_info("index", TensorProto.INT64, ["batch", 2])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2]),
+            helper.make_tensor_value_info("half", TensorProto.FLOAT16, ["batch", 2]),
+        ],
+        [numpy_helper.from_array(np.arange(size, dtype=np.float32), "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / "model.onnx")

@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from tests.service.process import Server, serving
-from tests.tiny_models import IDENTITY_TYPES, write_identity_model, write_offset_model
+from tests.tiny_models import IDENTITY_TYPES, write_identity_model, write_lookup_model, write_offset_model
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +173,12 @@ CONTENTS |= {f"UINT{bits}": "uint" for bits in (8, 16, 32)} | {f"INT{bits}": "in
 
 @pytest.fixture(scope="module")
 def identities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with one identity model per datatype and one model to load and unload."""
+    """A server with one identity model per datatype, one model to load and unload, and one that can fail."""
     root = tmp_path_factory.mktemp("identities")
     for datatype in IDENTITY_TYPES:
         write_identity_model(root / f"identity-{datatype}" / "1", datatype)
     write_offset_model(root / "offset" / "1", 1.0)
+    write_lookup_model(root / "lookup" / "1", 5)
     with serving(root, root.with_name("identities.log"), "--max-batch", "4") as running:
         yield running
 
@@ -202,6 +203,29 @@ def test_every_datatype_typed(identities: Server, datatype: str):
         output = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request).outputs[0]
     assert (output.datatype, list(output.shape)) == (datatype, [1, 3])
     assert output.contents == tensor.contents
+
+
+def test_typed_answer_is_raw_when_an_output_is_fp16(identities: Server):
+    request = pb.ModelInferRequest(model_name="lookup")
+    request.inputs.add(name="index", datatype="INT64", shape=[1, 2]).contents.int64_contents.extend([3, 4])
+    with grpc.insecure_channel(f"127.0.0.1:{identities.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        both = stub.ModelInfer(request)
+        request.outputs.add(name="y")
+        typed = stub.ModelInfer(request)
+    assert list(both.raw_output_contents) == [np.array([3, 4], dtype).tobytes() for dtype in ("<f4", "<f2")]
+    assert not any(output.HasField("contents") for output in both.outputs)
+    assert list(typed.outputs[0].contents.fp32_contents) == [3, 4]
+    assert not typed.raw_output_contents
+
+
+def test_failure_of_the_model_is_internal_and_the_next_call_works(identities: Server):
+    with triton.InferenceServerClient(f"127.0.0.1:{identities.grpc_port}") as client:
+        with pytest.raises(InferenceServerException, match="lookup could not run this input") as caught:
+            client.infer("lookup", [triton_input("index", np.array([[1, 99]], np.int64), "INT64")])
+        assert caught.value.status() == "StatusCode.INTERNAL"
+        result = client.infer("lookup", [triton_input("index", np.array([[1, 2]], np.int64), "INT64")])
+        np.testing.assert_array_equal(result.as_numpy("y"), [[1, 2]])
 
 
 def test_bytes_that_are_not_text_are_refused(identities: Server):
