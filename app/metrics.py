@@ -45,6 +45,7 @@ class Metrics:
         )
         # Looking up a labelled child costs more than counting in it.
         self._http: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._batches: dict[tuple[str, str], tuple[Histogram, ...]] = {}
         self._grpc: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._batch_rows = Histogram(
             "kronserve_batch_rows",
@@ -93,9 +94,13 @@ class Metrics:
     def batch_done(self, model: Runnable, rows: int, waited: list[float], times: BatchTimes) -> None:
         """Count one executed batch; called from executor threads."""
         labels = (model.name, model.version)
-        self._batch_rows.labels(*labels).observe(rows)
-        self._compute_seconds.labels(*labels).observe(times.whole)
-        queue = self._queue_seconds.labels(*labels)
+        counted = self._batches.get(labels)
+        if counted is None:
+            families = (self._batch_rows, self._compute_seconds, self._queue_seconds)
+            counted = self._batches[labels] = tuple(family.labels(*labels) for family in families)
+        batch_rows, compute, queue = counted
+        batch_rows.observe(rows)
+        compute.observe(times.whole)
         for wait in waited:
             queue.observe(wait)
 
