@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -27,18 +27,29 @@ def write_add_model(folder: Path) -> None:
     onnx.save(model, folder / "model.onnx")
 
 
-def write_kinds_model(folder: Path) -> None:
-    """Every kind of datatype that JSON treats in its own way, passed through; `half` can travel only in binary."""
-    kinds = {"half": TensorProto.FLOAT16, "flag": TensorProto.BOOL, "text": TensorProto.STRING}
+def write_identity_model(folder: Path, types: Mapping[str, TensorProto.DataType], columns: int) -> None:
+    """Each input [batch, columns] is the output of its name with _out."""
     graph = helper.make_graph(
-        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in kinds],
-        "kinds",
-        [helper.make_tensor_value_info(name, kind, ["batch", 2]) for name, kind in kinds.items()],
-        [helper.make_tensor_value_info(f"{name}_out", kind, ["batch", 2]) for name, kind in kinds.items()],
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in types],
+        "identity",
+        [helper.make_tensor_value_info(name, kind, ["batch", columns]) for name, kind in types.items()],
+        [helper.make_tensor_value_info(f"{name}_out", kind, ["batch", columns]) for name, kind in types.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
+
+
+KINDS = {"half": TensorProto.FLOAT16, "flag": TensorProto.BOOL, "text": TensorProto.STRING}
+"""What JSON treats in a way of its own; `half` can travel only in binary."""
+
+NUMBERS = {
+    **{f"UINT{bits}": getattr(TensorProto, f"UINT{bits}") for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": getattr(TensorProto, f"INT{bits}") for bits in (8, 16, 32, 64)},
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+}
+"""Datatypes of numbers that JSON and binary can carry, each the name of an input."""
 
 
 def write_log_model(folder: Path) -> None:
@@ -60,7 +71,8 @@ def mixed_repository(repository: Path, tmp_path_factory: pytest.TempPathFactory)
     root = tmp_path_factory.mktemp("repository")
     shutil.copytree(repository, root, dirs_exist_ok=True)
     write_add_model(root / "add" / "1")
-    write_kinds_model(root / "kinds" / "1")
+    write_identity_model(root / "kinds" / "1", KINDS, 2)
+    write_identity_model(root / "numbers" / "1", NUMBERS, 3)
     write_log_model(root / "log" / "1")
     write_offset_model(root / "offset" / "1", 1)
     broken = root / "broken" / "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -15,7 +16,9 @@ import onnxruntime as ort
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from tritonclient.utils import triton_to_np_dtype
 
+from tests.service.conftest import NUMBERS
 from tests.service.process import Server
 from tests.service.test_tensor_protocol import triton_input
 
@@ -89,6 +92,29 @@ def test_compressed_answer_equals_the_plain_one(client: triton.InferenceServerCl
     np.testing.assert_allclose(packed.as_numpy("forecast"), plain.as_numpy("forecast"), rtol=1e-6, atol=1e-6)
 
 
+async def test_metadata_configuration_and_json_with_asyncio(server: Server):
+    async with triton_aio.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        assert await client.is_server_live()
+        assert await client.is_server_ready()
+        assert "statistics" in (await client.get_server_metadata())["extensions"]
+        assert (await client.get_model_metadata("offset"))["inputs"][0]["name"] == "x"
+        assert (await client.get_model_config("offset"))["name"] == "offset"
+        answers = await asyncio.gather(
+            *(
+                client.infer(
+                    "offset",
+                    [triton_input("x", np.full((1, 3), n, np.float32), "FP32", binary=n % 2 == 0)],
+                    outputs=[triton.InferRequestedOutput("y", binary_data=n % 3 == 0)],
+                    request_id=f"{n}",
+                )
+                for n in range(40)
+            )
+        )
+        for n, answer in enumerate(answers):
+            assert answer.get_response()["id"] == f"{n}"
+            np.testing.assert_array_equal(answer.as_numpy("y"), np.full((1, 3), n + 1, np.float32))
+
+
 async def test_compression_and_classes_with_asyncio(server: Server):
     async with triton_aio.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
         answers = [
@@ -135,6 +161,26 @@ def test_what_is_compressed_and_how_it_is_told(server: Server):
         unpack = {None: bytes, "gzip": gzip.decompress, "deflate": zlib.decompress}[coding]
         assert json.loads(unpack(raw))["outputs"][0]["data"] == [1.25] * 3 * rows
         assert (coding is None) == ("vary" not in answer.headers)
+
+
+@pytest.mark.parametrize("binary_input", [True, False])
+@pytest.mark.parametrize("binary_output", [True, False])
+def test_every_datatype_of_numbers_to_its_limits(
+    client: triton.InferenceServerClient, binary_input: bool, binary_output: bool
+):
+    tensors = {}
+    for name in NUMBERS:
+        dtype = np.dtype(triton_to_np_dtype(name))
+        limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+        tensors[name] = np.array([[limits.min, limits.max, 1]], dtype)
+    result = client.infer(
+        "numbers",
+        [triton_input(name, tensor, name, binary=binary_input) for name, tensor in tensors.items()],
+        outputs=[triton.InferRequestedOutput(f"{name}_out", binary_data=binary_output) for name in NUMBERS],
+    )
+    for name, tensor in tensors.items():
+        assert result.get_output(f"{name}_out")["datatype"] == name
+        np.testing.assert_array_equal(result.as_numpy(f"{name}_out"), tensor)
 
 
 def kinds_inputs(rows: int = 2) -> tuple[dict[str, np.ndarray], list[triton.InferInput]]:
