@@ -76,6 +76,28 @@ def test_classification_beside_values_and_without_labels(client: triton.Inferenc
     np.testing.assert_array_equal(result.as_numpy("difference"), a)
 
 
+async def test_chosen_outputs_under_batching(server: Server):
+    """Requests for different outputs wait together; each gets its own, and only those."""
+    choices = [("sum",), ("difference",), ("difference", "sum"), ()]
+    b = np.array([[1, 2, 3]], np.int32)
+    async with triton_aio.InferenceServerClient(f"127.0.0.1:{server.port}", conn_limit=32) as client:
+        answers = await asyncio.gather(
+            *(
+                client.infer(
+                    "add",
+                    [triton_input("a", np.full((1, 3), n, np.int32), "INT32"), triton_input("b", b, "INT32")],
+                    outputs=[triton.InferRequestedOutput(name) for name in choices[n % 4]] or None,
+                )
+                for n in range(200)
+            )
+        )
+    for n, answer in enumerate(answers):
+        names = choices[n % 4] or ("sum", "difference")
+        assert [output["name"] for output in answer.get_response()["outputs"]] == list(names)
+        for name in names:
+            np.testing.assert_array_equal(answer.as_numpy(name), n + b if name == "sum" else n - b)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 @pytest.mark.parametrize("binary", [True, False])
 def test_compressed_answer_equals_the_plain_one(client: triton.InferenceServerClient, encoding: str, binary: bool):
