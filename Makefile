@@ -3,10 +3,13 @@ PYTHON ?= python3
 PORT ?= 8000
 GRPC_PORT ?= 8001
 HOST ?= 127.0.0.1
+# CUDA=1 installs the CUDA libraries that onnxruntime-gpu was built for; the host needs only the driver.
+CUDA ?=
 BIN := .venv/bin
+comma := ,
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test openapi check format proto clean
+.PHONY: serve test openapi bench chaos check format proto clean
 
 serve: .venv/serve.stamp
 	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT) --grpc-port '$(GRPC_PORT)'
@@ -31,6 +34,10 @@ format: .venv/dev.stamp
 bench: .venv/dev.stamp
 	$(BIN)/python -m bench.run $(BENCH)
 
+# A hundred thousand requests, some malformed, some leaving, some late: nothing lost, and the counters add up.
+chaos: .venv/dev.stamp
+	$(BIN)/python -m bench.chaos
+
 # The messages of gRPC, written anew from their definition.
 proto: .venv/dev.stamp
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. app/api/grpc/inference.proto
@@ -42,7 +49,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/serve.stamp: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[grpc]'
+	$(BIN)/pip install --quiet --editable '.[grpc$(if $(CUDA),$(comma)cuda)]'
 	touch $@
 
 # torch is pinned to one release and asked for first: on Linux without a CUDA build at hand the plain requirement would
