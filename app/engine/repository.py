@@ -114,8 +114,9 @@ class Repository:
 
     @property
     def all_broken(self) -> bool:
-        """Whether there are versions, and none of them serves."""
-        entries = [entry for versions in self._versions.values() for entry in versions.values()]
+        """Whether there are versions that nobody unloaded, and none of them serves."""
+        kept = [versions for name, versions in self._versions.items() if name not in self._unloaded]
+        entries = [entry for versions in kept for entry in versions.values()]
         return bool(entries) and not any(isinstance(entry, Model) for entry in entries)
 
     def index(self) -> list[IndexRow]:

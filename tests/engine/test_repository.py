@@ -127,6 +127,7 @@ def test_unload_and_load_again(tmp_path: Path, models: Path):
     with pytest.raises(Unavailable, match="unloaded"):
         repository.get("m")
     assert [(row.state, row.reason) for row in repository.index()] == [("UNAVAILABLE", "it was unloaded")]
+    assert not repository.all_broken, "it is as somebody wanted it"
     for _ in range(3):
         repository.look()
     assert line.known == [], "the watch leaves alone what an operator unloaded"
