@@ -51,7 +51,7 @@ def test_odd_folders_and_dangling_links_harm_no_model(tmp_path: Path):
 
 async def test_end_of_the_grace_answers_503_in_the_error_shape(repository: Path, tmp_path: Path):
     """More work than the grace allows: what was accepted and cannot be done is told so."""
-    options = ("--shutdown-grace", "1", "--queue-budget", "600", "--max-batch", "1")
+    options = ("--shutdown-grace", "0.2", "--queue-budget", "600", "--max-batch", "1")
     shutil.copytree(repository / "hot-etth1", tmp_path / "repository" / "hot-etth1")
     with serving(tmp_path / "repository", tmp_path / "log", *options) as server:
         series = np.zeros((1500, 21, 96), "<f4")
