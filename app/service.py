@@ -13,6 +13,7 @@ from app.engine.scheduler import Scheduler
 from app.errors import Unavailable
 from app.inference_statistics import InferenceStatistics
 from app.metrics import Metrics
+from app.readers.byte_budget import ByteBudget
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Service:
         self.device = device.choose(settings)
         logger.info("device: %s (%s), %d executors", self.device.kind, self.device.reason, self.device.executors)
         self.metrics = Metrics()
+        self.body_budget = ByteBudget(settings.max_inflight_bytes, settings.queue_budget)
         self.statistics = InferenceStatistics()
         self.scheduler = Scheduler(
             executors=self.device.executors,

@@ -44,13 +44,18 @@ class Settings(BaseSettings):
     queue_budget: float = Field(
         2.0, gt=0, description="Longest estimated wait in the queue at admission, seconds; past it the answer is 429."
     )
-    request_timeout: float = Field(30.0, gt=0, description="Longest wait for an answer, seconds; past it 504.")
+    request_timeout: float = Field(
+        30.0, gt=0, description="Longest wait in the queue, and for the files of one request, seconds; past it 504."
+    )
     shutdown_delay: float = Field(
         0.0, ge=0, description="Seconds after SIGTERM that new requests are still accepted while not ready."
     )
     shutdown_grace: float = Field(30.0, ge=0, description="Seconds that accepted requests get after SIGTERM.")
     max_body_bytes: int = Field(100 * MIB, gt=0, description="Largest request body; past it 413.")
     max_decoded_bytes: int = Field(256 * MIB, gt=0, description="Largest decompressed file; past it 413.")
+    max_inflight_bytes: int = Field(
+        512 * MIB, gt=0, description="Bytes of bodies held at once, over all requests; past it they wait, then 429."
+    )
     max_axis: int = Field(
         1024, gt=0, description="Largest size of an input's dynamic axis past the batch, as the number of variates."
     )

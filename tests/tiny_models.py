@@ -58,14 +58,14 @@ IDENTITY_TYPES = {
 }
 
 
-def write_identity_model(folder: Path, datatype: str) -> None:
-    """NAME/VERSION with y = x over [batch, 3] of a datatype of the Open Inference Protocol."""
+def write_identity_model(folder: Path, datatype: str, width: int | str = 3) -> None:
+    """NAME/VERSION with y = x over [batch, width] of a datatype of the Open Inference Protocol."""
     kind = IDENTITY_TYPES[datatype]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
         "identity",
-        [helper.make_tensor_value_info("x", kind, ["batch", 3])],
-        [helper.make_tensor_value_info("y", kind, ["batch", 3])],
+        [helper.make_tensor_value_info("x", kind, ["batch", width])],
+        [helper.make_tensor_value_info("y", kind, ["batch", width])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     folder.mkdir(parents=True)

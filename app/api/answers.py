@@ -18,6 +18,9 @@ from app.errors import InvalidRequest, KronserveError, Overloaded, UnsupportedEn
 
 logger = logging.getLogger(__name__)
 
+LONGEST_MESSAGE = 1000
+"""Characters: a message may repeat a name that the caller gave."""
+
 ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -48,10 +51,15 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, object]]:
 
 
 def error_response(error: KronserveError) -> Response:
-    """The HTTP answer for one of our own errors."""
-    body = {"error": error.message}
+    """The HTTP answer for one of our own errors, whose traceback is dropped.
+
+    A traceback holds the frames of a thread's work and, in a circle, what it worked on: a refused body would stay in
+    memory until the next garbage collection.
+    """
+    error.__traceback__ = None
+    body = {"error": error.message[:LONGEST_MESSAGE]}
     if error.field is not None:
-        body["field"] = error.field
+        body["field"] = error.field[:LONGEST_MESSAGE]
     headers = {}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(max(1, ceil(error.retry_after)))

@@ -11,12 +11,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.answers import error_responses
-from app.api.uploads import INLINE_BYTES, Upload, offload, read_uploads
+from app.api.uploads import Upload, read_uploads
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
-from app.errors import KronserveError, UnusableInput
+from app.errors import DeadlineExceeded, KronserveError, PayloadTooLarge, UnusableInput
 from app.manifest import VolumeClassification
-from app.readers.bounded import GZIP_MAGIC
+from app.readers.bounded import GZIP_MAGIC, MAX_EXPANSION
+from app.readers.offload import offload
 from app.readers.volumes import ZIP_MAGIC, read_json_volume, read_volume
 from app.service import Service
 from app.tasks import classification
@@ -129,13 +130,9 @@ async def _answer(request: Request, name: str, version: str | None) -> Response:
     service: Service = request.app.state.service
     model = service.repository.get(name, version)
     spec = _task(model)
-    uploads = await read_uploads(request, service.settings)
-    limit = service.settings.max_decoded_bytes
-    # All of them are read before any is run: a bad file among them fails the request at no cost to the others' batches.
-    prepared = [
-        await _prepare(upload, spec, model, limit, f"file[{index}]" if len(uploads) > 1 else None)
-        for index, upload in enumerate(uploads)
-    ]
+    with service.body_budget.lease() as lease:
+        uploads = await read_uploads(request, service.settings, lease)
+        prepared = await _prepare_all(service, model, spec, uploads)
     predictions = await _run(service, request, model, prepared)
     return Response(
         orjson.dumps(
@@ -150,20 +147,51 @@ async def _answer(request: Request, name: str, version: str | None) -> Response:
     )
 
 
-async def _prepare(
-    upload: Upload, spec: VolumeClassification, model: Model, limit: int, field: str | None
-) -> classification.Prepared:
-    def decode() -> classification.Prepared:
-        read = read_json_volume if upload.media_type == JSON else read_volume
-        return classification.prepare(read(upload.data, limit), spec, input_name=model.inputs[0].name)
+async def _prepare_all(
+    service: Service, model: Model, spec: VolumeClassification, uploads: list[Upload]
+) -> list[classification.Prepared]:
+    """All volumes, before any is run: a bad file fails its request at no cost to the others' batches.
 
+    The limit of decoded bytes and the timeout hold for all of them together.
+    """
+    clock, limit = asyncio.get_running_loop().time, service.settings.max_decoded_bytes
+    until, left = clock() + service.settings.request_timeout, limit
+    prepared = []
+    for index, upload in enumerate(uploads):
+        if clock() > until:
+            raise DeadlineExceeded(
+                f"{index} of {len(uploads)} files were read within {service.settings.request_timeout:g} s"
+            )
+        try:
+            volume, size = await _prepare(service, upload, spec, model, left)
+        except KronserveError as error:
+            if len(uploads) > 1:
+                error.field = error.field or f"file[{index}]"
+            if isinstance(error, PayloadTooLarge) and left < limit:
+                error.message += f" (of {limit}, the files before it took {limit - left})"
+            raise
+        left -= min(size, left)
+        prepared.append(volume)
+    return prepared
+
+
+async def _prepare(
+    service: Service, upload: Upload, spec: VolumeClassification, model: Model, limit: int
+) -> tuple[classification.Prepared, int]:
+    """One volume, and the bytes that its voxels took."""
+
+    def decode() -> tuple[classification.Prepared, int]:
+        read = read_json_volume if upload.media_type == JSON else read_volume
+        volume = read(upload.data, limit)
+        return classification.prepare(volume, spec, input_name=model.inputs[0].name), volume.data.nbytes
+
+    if not bytes(upload.data[:4]).startswith((GZIP_MAGIC, ZIP_MAGIC)):
+        return await offload(len(upload.data), decode)
     # A compressed body says nothing of the work behind it: a thousandth of it may be all that was sent.
-    packed = bytes(upload.data[:4]).startswith((GZIP_MAGIC, ZIP_MAGIC))
-    try:
-        return await offload(INLINE_BYTES + 1 if packed else len(upload.data), decode)
-    except KronserveError as error:
-        error.field = error.field or field
-        raise
+    largest = min(limit, MAX_EXPANSION * len(upload.data))
+    with service.body_budget.lease() as lease:
+        await lease.take(largest)
+        return await offload(largest, decode)
 
 
 async def _run(

@@ -17,11 +17,8 @@ from app.engine.runtime import Model
 from app.service import Service
 from app.tasks.tensors import check_outputs
 
-OFFLOAD_BYTES = 1 << 18
-"""Requests and answers larger than this are decoded and encoded in a thread, so that they do not stall others."""
-
 OFFLOAD_CLASSES_BYTES = 1 << 13
-"""The same for outputs that are sorted and written as classes, about a microsecond each."""
+"""Outputs past this size are sorted and written as classes in a thread, about a microsecond each."""
 
 EXTENSIONS = [
     "binary_tensor_data",

@@ -13,13 +13,14 @@ from starlette.responses import Response
 
 from app.api.answers import error_responses
 from app.api.negotiation import choose
-from app.api.uploads import Upload, offload, read_uploads
+from app.api.uploads import Upload, read_uploads
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
 from app.errors import InvalidRequest, UnsupportedMediaType, UnusableInput
 from app.manifest import Forecasting
 from app.readers import series
 from app.readers.calendar import isoformat
+from app.readers.offload import offload
 from app.service import Service
 from app.tasks import forecasting
 
@@ -129,19 +130,22 @@ async def _answer(request: Request, name: str, version: str | None, horizon: int
     model = service.repository.get(name, version)
     spec = _task(model)
     media_type = choose(request.headers.get("accept", ""), (JSON, CSV, NPY))
-    uploads = await read_uploads(request, service.settings)
-    if len(uploads) > 1:
-        raise InvalidRequest("one series a request; the form has several files", field="file")
-    upload = uploads[0]
+    with service.body_budget.lease() as lease:
+        uploads = await read_uploads(request, service.settings, lease)
+        if len(uploads) > 1:
+            raise InvalidRequest("one series a request; the form has several files", field="file")
+        upload = uploads[0]
 
-    def decode() -> forecasting.Prepared:
-        payload = series.read_series(upload.data, _format(upload), service.settings.max_decoded_bytes, freq)
-        if horizon is not None and payload.horizon is not None and horizon != payload.horizon:
-            raise UnusableInput(f"horizon is {payload.horizon} in the body but {horizon} beside it", field="horizon")
-        steps = payload.horizon if horizon is None else horizon
-        return forecasting.prepare(payload.series, spec, steps, input_name=model.inputs[0].name)
+        def decode() -> forecasting.Prepared:
+            payload = series.read_series(upload.data, _format(upload), service.settings.max_decoded_bytes, freq)
+            if horizon is not None and payload.horizon is not None and horizon != payload.horizon:
+                raise UnusableInput(
+                    f"horizon is {payload.horizon} in the body but {horizon} beside it", field="horizon"
+                )
+            steps = payload.horizon if horizon is None else horizon
+            return forecasting.prepare(payload.series, spec, steps, input_name=model.inputs[0].name)
 
-    prepared = await offload(len(upload.data), decode)
+        prepared = await offload(len(upload.data), decode)
     future = service.scheduler.submit(
         model, prepared.tensors, model.output_names[:1], timeout=service.settings.request_timeout
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,18 +16,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api import dataplane
 from app.api.answers import error_response, error_responses, unexpected_response
 from app.api.compression import Coding, accepted, compress
-from app.api.dataplane import OFFLOAD_BYTES, OFFLOAD_CLASSES_BYTES
+from app.api.dataplane import OFFLOAD_CLASSES_BYTES
 from app.api.model_config import model_config
-from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, decode_request, encode_response
+from app.api.oip_codec import JSON_HEADER_LENGTH, MAX_JSON_BYTES, InferRequest, decode_request, encode_response
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
-from app.errors import KronserveError
+from app.errors import InvalidRequest, KronserveError
 from app.readers.bounded import read_body
+from app.readers.byte_budget import Lease
+from app.readers.offload import INLINE_BYTES, offload
 from app.service import Service
 from app.tasks.tensors import check_inputs
 
-COMPRESS_INLINE_BYTES = 1 << 15
-"""Larger answers are compressed in a thread; zlib takes about 10 ns a byte and releases the GIL."""
+INLINE_COMPRESS_BYTES = 1 << 15
+"""Answers up to this size are compressed in the event loop; zlib takes about 10 ns a byte and releases the GIL."""
 
 INFER_ROUTE = SimpleNamespace(path="/v2/models/{model}/infer")
 """What the metrics count inference under, with and without a version."""
@@ -212,7 +214,8 @@ class InferFirst:
             return
         scope["route"] = INFER_ROUTE
         try:
-            answer = await _infer(self._service, parameters, scope["headers"], receive)
+            with Lease(self._service.body_budget) as lease:
+                answer = await _infer(self._service, parameters, scope["headers"], receive, lease)
         except KronserveError as error:
             await error_response(error)(scope, receive, send)
         except ClientDisconnect:
@@ -245,27 +248,32 @@ async def _send(answer: _Answer, send: Send) -> None:
 
 
 async def _infer(
-    service: Service, parameters: dict[str, str], headers: list[tuple[bytes, bytes]], receive: Receive
+    service: Service, parameters: dict[str, str], headers: list[tuple[bytes, bytes]], receive: Receive, lease: Lease
 ) -> _Answer:
     settings = service.settings
     model = service.repository.get(parameters["model"], parameters.get("version"))
-    body = await read_body(receive, headers, settings.max_body_bytes, settings.max_decoded_bytes)
     header_length = accept_encoding = None
     for name, value in headers:
         if name == JSON_HEADER_LENGTH:
+            if header_length is not None:
+                raise InvalidRequest("Inference-Header-Content-Length is given more than once")
             header_length = value
         elif name == b"accept-encoding":
             accept_encoding = value
-    if len(body) > OFFLOAD_BYTES:
-        request, inputs = await asyncio.to_thread(_decode, body, header_length, model)
+    # Only tensors in binary are as large in memory as they are here.
+    decoded_limit = settings.max_decoded_bytes if header_length else min(settings.max_decoded_bytes, MAX_JSON_BYTES)
+    body = await read_body(receive, headers, settings.max_body_bytes, decoded_limit, lease)
+    if len(body) > INLINE_BYTES:
+        request, inputs = await offload(len(body), partial(_decode, body, header_length, model))
     else:
         request, inputs = _decode(body, header_length, model)
     outputs = [output.name for output in request.outputs]
     future = dataplane.submit(service, model, inputs, outputs, timeout=request.timeout, priority=request.priority)
     results = await answer_or_disconnect(future, receive)
-    inline = OFFLOAD_CLASSES_BYTES if request.classified else OFFLOAD_BYTES
-    if sum(tensor.nbytes for tensor in results.values()) > inline:
-        answer = _Answer(*await asyncio.to_thread(encode_response, model, request, results))
+    size = sum(tensor.nbytes for tensor in results.values())
+    inline = OFFLOAD_CLASSES_BYTES if request.classified else INLINE_BYTES
+    if size > inline:
+        answer = _Answer(*await offload(size, partial(encode_response, model, request, results), inline))
     else:
         answer = _Answer(*encode_response(model, request, results))
     if accept_encoding is not None and (coding := accepted(accept_encoding)) is not None:
@@ -275,13 +283,9 @@ async def _infer(
 
 async def _compress(answer: _Answer, coding: Coding, smallest: int) -> None:
     size = sum(map(len, answer.pieces))
-    if size < smallest:
-        return
-    if size > COMPRESS_INLINE_BYTES:
-        answer.pieces = [await asyncio.to_thread(compress, answer.pieces, coding)]
-    else:
-        answer.pieces = [compress(answer.pieces, coding)]
-    answer.coding = coding
+    if size >= smallest:
+        answer.pieces = [await offload(size, lambda: compress(answer.pieces, coding), INLINE_COMPRESS_BYTES)]
+        answer.coding = coding
 
 
 def _decode(

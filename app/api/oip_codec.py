@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
 from math import prod
+from operator import mul
 from typing import Any, cast
 
 import numpy as np
@@ -17,18 +19,34 @@ import simdjson
 
 from app.api.raw_tensors import filled, from_bytes, to_bytes
 from app.engine.runtime import NUMPY_TYPES, Model
-from app.errors import InvalidRequest, NotSupported
+from app.errors import InvalidRequest, KronserveError, NotSupported, PayloadTooLarge
+from app.tasks.tensors import unexpected_input, unknown_output
 from app.tasks.top_classes import top_classes
 
 JSON_HEADER_LENGTH = b"inference-header-content-length"
 SMALL_DOCUMENT = 1 << 11
 """Bytes up to which a document is cheaper as Python objects: the JSON beside binary tensors, above all."""
 
+MAX_JSON_BYTES = 64 << 20
+MAX_NUMBERS = 8 << 20
+"""Elements of one JSON document: the parser takes 16 bytes for each, and no thread can run beside it."""
+
+MAX_GENERAL_BYTES = 1 << 20
+"""Text of any member but `data`."""
+
+MAX_MEMBERS = 1024
+
+MAX_STRINGS = 1 << 20
+"""BYTES elements in one JSON tensor; each is a Python object."""
+
 LONGEST_NUMBER = 18
 """Digits of a length; more are past any limit."""
 
 MAX_AXES = 32
 """Longest shape; nested data goes no deeper."""
+
+MAX_AXIS = 1 << 31
+"""Longest axis; numpy's own limit is for the product of those that are not empty."""
 
 BINARY_ONLY = frozenset({"FP16", "BF16"})
 
@@ -92,7 +110,7 @@ def decode_request(body: bytes | bytearray, header_length: bytes | None, model: 
 
 def _decode_body(body: bytes | bytearray, header_length: bytes | None, model: Model) -> InferRequest:
     if header_length is None:
-        return _decode_json(bytes(body), _Blobs(memoryview(b""), 0))
+        return _decode_json(bytes(body), _Blobs(memoryview(b""), 0), model)
     if not header_length.isdigit() or len(header_length) > LONGEST_NUMBER:
         raise InvalidRequest(f"Inference-Header-Content-Length is not a length: {header_length[:40]!r}")
     length = int(header_length)
@@ -101,7 +119,7 @@ def _decode_body(body: bytes | bytearray, header_length: bytes | None, model: Mo
     if length == 0:
         return InferRequest(_decode_raw(memoryview(body), model), binary_default=True)
     blobs = _Blobs(memoryview(body), length)
-    request = _decode_json(bytes(memoryview(body)[:length]), blobs)
+    request = _decode_json(bytes(memoryview(body)[:length]), blobs, model)
     if blobs.position != len(body):
         raise InvalidRequest(f"{len(body) - blobs.position} bytes follow the last binary tensor")
     return request
@@ -145,17 +163,26 @@ def encode_response(
     return [header, *blobs], (len(header) if blobs or request.binary_default else None)
 
 
-def _decode_json(text: bytes, blobs: _Blobs) -> InferRequest:
+def _decode_json(text: bytes, blobs: _Blobs, model: Model) -> InferRequest:
     document = _parse(text)
     inputs = document.get("inputs")
     if not isinstance(inputs, list):
         raise InvalidRequest("inputs must be a list of tensors", field="inputs")
     tensors: dict[str, np.ndarray] = {}
+    lists = 0
     for item in inputs:
-        name, tensor = _decode_input(item, blobs)
+        name, tensor, nested = _decode_input(item, blobs, model)
         if name in tensors:
             raise InvalidRequest(f"input {name!r} is given twice", field=name)
         tensors[name] = tensor
+        lists += nested
+    outputs = document.get("outputs")
+    # Lists of numbers are flattened as they are read, so that [1, [2]] looks like [1, 2]; when there are only as many
+    # brackets as there should be, none is hidden.
+    if lists and text.count(b"[") > lists + 1 + len(inputs) + (outputs is not None):
+        for item in inputs:
+            if item.get("data") is not None:
+                _refuse_hidden_lists(item["name"], item["data"], item["shape"])
     parameters = _parameters(document, "parameters")
     binary_default = _flag(parameters, "binary_data_output", default=False)
     identifier = document.get("id")
@@ -169,7 +196,7 @@ def _decode_json(text: bytes, blobs: _Blobs) -> InferRequest:
         raise InvalidRequest("priority must be a non-negative integer", field="priority")
     return InferRequest(
         tensors,
-        tuple(_decode_outputs(document.get("outputs"), binary_default)),
+        tuple(_decode_outputs(outputs, binary_default, model)),
         identifier,
         binary_default,
         timeout / 1e6 if timeout else None,
@@ -181,7 +208,15 @@ def _parse(text: bytes) -> dict[str, Any]:
     """The document as Python objects, but for the inputs' `data` in a large one.
 
     Those stay in the parser's own memory, from which numbers are copied without a Python object for each.
+
+    Raises:
+        InvalidRequest: not JSON, or more members than a request has.
+        PayloadTooLarge: past MAX_JSON_BYTES, MAX_NUMBERS, or MAX_GENERAL_BYTES in anything but `data`.
     """
+    if len(text) > MAX_NUMBERS and (len(text) > MAX_JSON_BYTES or text.count(b",") >= MAX_NUMBERS):
+        raise PayloadTooLarge(
+            f"the JSON has more than {MAX_JSON_BYTES} bytes or {MAX_NUMBERS} elements; send more as binary tensors"
+        )
     try:
         document = simdjson.Parser().parse(text)
     except (ValueError, RuntimeError) as error:  # the latter for nesting past the parser's limit
@@ -190,22 +225,31 @@ def _parse(text: bytes) -> dict[str, Any]:
         raise InvalidRequest("the body must be a JSON object")
     if len(text) <= SMALL_DOCUMENT:
         return cast("dict[str, Any]", document.as_dict())
-    plain: dict[str, Any] = {key: _plain(document[key]) for key in document if key != "inputs"}
+    plain = {key: _plain(document[key]) for key in _few(document) if key != "inputs"}
     inputs = document.get("inputs")
     if isinstance(inputs, simdjson.Array):
         plain["inputs"] = [
-            {key: item[key] if key == "data" else _plain(item[key]) for key in item}
+            {key: item[key] if key == "data" else _plain(item[key]) for key in _few(item)}
             if isinstance(item, simdjson.Object)
             else None
-            for item in inputs
+            for item in _few(inputs)
         ]
     return plain
 
 
+def _few(container: Any) -> Any:
+    if len(container) > MAX_MEMBERS:
+        raise InvalidRequest(f"an object or the list of inputs has more than {MAX_MEMBERS} members")
+    return container
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, simdjson.Object):
-        return value.as_dict()
-    return value.as_list() if isinstance(value, simdjson.Array) else value
+    """Python objects, which take up to thirty times the bytes of the text."""
+    if not isinstance(value, simdjson.Object | simdjson.Array):
+        return value
+    if len(value.mini) > MAX_GENERAL_BYTES:
+        raise PayloadTooLarge(f"the JSON has more than {MAX_GENERAL_BYTES} bytes in something else than data")
+    return value.as_dict() if isinstance(value, simdjson.Object) else value.as_list()
 
 
 def _reason(error: Exception) -> str:
@@ -214,21 +258,26 @@ def _reason(error: Exception) -> str:
     return text.split("  This is a fatal", 1)[0].strip()
 
 
-def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
+def _decode_input(item: Any, blobs: _Blobs, model: Model) -> tuple[str, np.ndarray, int]:
+    """Name and tensor of one input, and of how many lists its JSON data is made."""
     if not isinstance(item, dict):
         raise InvalidRequest("every input must be a JSON object", field="inputs")
     name = item.get("name")
     if not isinstance(name, str) or not name:
         raise InvalidRequest("an input has no name", field="inputs")
+    if name not in model.input_specs:
+        raise unexpected_input(model, name)
     datatype = item.get("datatype")
     dtype = NUMPY_TYPES.get(datatype) if isinstance(datatype, str) else None
     if dtype is None:
-        raise InvalidRequest(f"input {name!r} has the unknown or unsupported datatype {datatype!r}", field=name)
+        raise _unknown_datatype(name, datatype)
     shape = item.get("shape")
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise InvalidRequest(f"input {name!r} needs a shape of non-negative integers", field=name)
     if len(shape) > MAX_AXES:
         raise InvalidRequest(f"input {name!r} has {len(shape)} axes, no model has more than {MAX_AXES}", field=name)
+    if shape and max(shape) > MAX_AXIS:
+        raise InvalidRequest(f"input {name!r}: shape {shape} is out of bounds", field=name)
     size = _parameters(item, f"parameters of input {name!r}").get("binary_data_size")
     data = item.get("data")
     if (size is None) == (data is None):
@@ -236,7 +285,7 @@ def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
     if data is None:
         if not _is_count(size):
             raise InvalidRequest(f"input {name!r}: binary_data_size must be a non-negative integer", field=name)
-        return name, from_bytes(blobs.take(cast("int", size), name), name, str(datatype), dtype, shape)
+        return name, from_bytes(blobs.take(cast("int", size), name), name, str(datatype), dtype, shape), 0
     if isinstance(data, list):  # of a small document: back into the parser, so that numbers are read in one way
         try:
             data = simdjson.Parser().parse(orjson.dumps(data))
@@ -244,31 +293,50 @@ def _decode_input(item: Any, blobs: _Blobs) -> tuple[str, np.ndarray]:
             raise InvalidRequest(f"input {name!r}: data cannot be read", field=name) from error
     if not isinstance(data, simdjson.Array):
         raise InvalidRequest(f"input {name!r}: data must be a list", field=name)
-    return name, _from_json(data, name, str(datatype), dtype, shape)
+    return name, *_from_json(data, name, str(datatype), dtype, shape)
 
 
-def _from_json(data: Any, name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
+def _unknown_datatype(name: str, datatype: object) -> KronserveError:
+    if datatype == "BF16":
+        return NotSupported(f"input {name!r}: BF16 is not supported", field=name)
+    if not isinstance(datatype, str):
+        return InvalidRequest(f"input {name!r} needs a datatype, as a string", field=name)
+    return InvalidRequest(f"input {name!r} has the unknown or unsupported datatype {datatype[:40]!r}", field=name)
+
+
+def _from_json(
+    data: Any, name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int]
+) -> tuple[np.ndarray, int]:
+    """The tensor, and of how many lists `data` is made."""
     if datatype in BINARY_ONLY:
         raise InvalidRequest(f"input {name!r} is {datatype}, which only binary data can carry", field=name)
-    nested = len(data) > 0 and isinstance(data[0], simdjson.Array)
-    if nested and not _nested_as(data, shape):
-        raise InvalidRequest(f"input {name!r}: data is not nested as shape {list(shape)} says", field=name)
+    nested, lists = len(data) > 0 and isinstance(data[0], simdjson.Array), 1
+    if nested:
+        if not _nested_as(data, shape):
+            raise InvalidRequest(f"input {name!r}: data is not nested as shape {list(shape)} says", field=name)
+        lists = sum(accumulate(shape[:-1], mul, initial=1))
+    elif len(data) != prod(shape):  # before numbers that nobody will use are copied
+        raise InvalidRequest(f"input {name!r}: {len(data)} values do not fill shape {list(shape)}", field=name)
     if dtype.kind in _BUFFER_TYPES:
         code, wide = _BUFFER_TYPES[dtype.kind]
         try:
             values = np.frombuffer(data.as_buffer(of_type=code), wide)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidRequest(f"input {name!r}: data is not all {datatype}", field=name) from error
         with np.errstate(over="ignore"):
             narrow = values.astype(dtype)
         if dtype.kind != "f" and not np.array_equal(narrow, values):
             raise InvalidRequest(f"input {name!r}: a value is outside the range of {datatype}", field=name)
-        return filled(narrow, name, dtype, shape)
-    flat = list(_flatten(data.as_list())) if nested else data.as_list()
+        return filled(narrow, name, dtype, shape), lists
+    if prod(shape) > MAX_STRINGS and datatype == "BYTES":
+        raise PayloadTooLarge(f"input {name!r}: more than {MAX_STRINGS} strings; send them as binary tensors")
+    flat = data.as_list()
+    for _ in shape[1:] if nested else ():
+        flat = list(chain.from_iterable(flat))
     wanted = bool if datatype == "BOOL" else str
     if not all(isinstance(value, wanted) for value in flat):
         raise InvalidRequest(f"input {name!r}: data is not all {datatype}", field=name)
-    return filled(flat, name, dtype, shape)
+    return filled(flat, name, dtype, shape), lists
 
 
 def _nested_as(data: Any, shape: Sequence[int]) -> bool:
@@ -278,6 +346,16 @@ def _nested_as(data: Any, shape: Sequence[int]) -> bool:
     if len(shape) == 1:
         return True
     return all(isinstance(item, simdjson.Array) and _nested_as(item, shape[1:]) for item in data)
+
+
+def _refuse_hidden_lists(name: str, data: Any, shape: Sequence[int]) -> None:
+    """InvalidRequest if a list stands where an element should."""
+    lists = (list, simdjson.Array)
+    level = iter([data])
+    for _ in shape if len(data) and isinstance(data[0], lists) else shape[:1] or (0,):
+        level = chain.from_iterable(level)
+    if any(isinstance(value, lists) for value in level):
+        raise InvalidRequest(f"input {name!r}: data is neither flat nor nested as its shape", field=name)
 
 
 def _decode_raw(body: memoryview, model: Model) -> dict[str, np.ndarray]:
@@ -305,15 +383,21 @@ def _decode_raw(body: memoryview, model: Model) -> dict[str, np.ndarray]:
     return {spec.name: np.frombuffer(body, dtype).reshape(shape)}
 
 
-def _decode_outputs(outputs: Any, binary_default: bool) -> Iterator[OutputRequest]:
+def _decode_outputs(outputs: Any, binary_default: bool, model: Model) -> Iterator[OutputRequest]:
     if outputs is None:
         return
     if not isinstance(outputs, list):
         raise InvalidRequest("outputs must be a list", field="outputs")
+    seen: set[str] = set()
     for item in outputs:
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str):
             raise InvalidRequest("every requested output needs a name", field="outputs")
+        if name not in model.output_names:
+            raise unknown_output(model, name)
+        if name in seen:
+            raise InvalidRequest(f"output {name!r} is requested twice", field=name)
+        seen.add(name)
         parameters = _parameters(item, f"parameters of output {name!r}")
         classes = parameters.get("classification", 0)
         if not _is_count(classes):
@@ -339,14 +423,6 @@ def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _flatten(values: Sequence[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list):
-            yield from _flatten(value)
-        else:
-            yield value
 
 
 def _text(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -16,7 +17,8 @@ def from_bytes(
 ) -> np.ndarray:
     """The tensor of this shape in `blob`, without a copy but for BYTES; InvalidRequest when the size is another."""
     if datatype == "BYTES":
-        return filled(list(_split(blob, name)), name, dtype, shape)
+        # No more elements than the shape has and one: each is a Python object.
+        return filled(list(islice(_split(blob, name), prod(shape) + 1)), name, dtype, shape)
     if len(blob) != prod(shape) * dtype.itemsize:
         raise InvalidRequest(
             f"input {name!r}: {len(blob)} bytes do not hold {datatype} of shape {list(shape)}", field=name

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from os import cpu_count
-from typing import TypeVar
 
-from anyio import CapacityLimiter, to_thread
-from anyio.lowlevel import RunVar
 from starlette.requests import Request
 
 from app.errors import InvalidRequest
 from app.readers.bounded import Buffer, read_body
+from app.readers.byte_budget import Lease
 from app.readers.multipart import media_type_of, read_parts
+from app.readers.offload import offload
 from app.settings import Settings
-
-INLINE_BYTES = 1 << 18
-"""Work on fewer bytes is done in the event loop: a thread would cost more than it frees."""
-
-Result = TypeVar("Result")
-
-_decoders: RunVar[CapacityLimiter] = RunVar("_decoders")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +23,15 @@ class Upload:
     filename: str = ""
 
 
-async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
-    """The payloads of a request, at least one.
+async def read_uploads(request: Request, settings: Settings, lease: Lease) -> list[Upload]:
+    """The payloads of a request, at least one; `lease` counts their bytes.
 
     Raises:
         InvalidRequest: an empty body, a broken form, a part that is not called `file`.
-        PayloadTooLarge, UnsupportedMediaType, ClientDisconnect: as `read_body` does.
+        PayloadTooLarge, UnsupportedMediaType, Overloaded, ClientDisconnect: as `read_body` does.
     """
     body = await read_body(
-        request.receive, request.scope["headers"], settings.max_body_bytes, settings.max_decoded_bytes
+        request.receive, request.scope["headers"], settings.max_body_bytes, settings.max_decoded_bytes, lease
     )
     if not body:
         raise InvalidRequest("the body is empty")
@@ -56,18 +46,3 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
     if not parts:
         raise InvalidRequest("the form has no 'file'", field="file")
     return [Upload(part.data, part.media_type, part.filename) for part in parts]
-
-
-async def offload(size: int, work: Callable[[], Result]) -> Result:
-    """Run `work` in a thread if it has many bytes to go through, at most one a core at a time.
-
-    Decoding holds memory and the processor: more of it at once would only raise the peak.
-    """
-    if size <= INLINE_BYTES:
-        return work()
-    try:
-        limiter = _decoders.get()
-    except LookupError:
-        limiter = CapacityLimiter(cpu_count() or 1)
-        _decoders.set(limiter)
-    return await to_thread.run_sync(work, limiter=limiter)

@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, 
 from contextlib import contextmanager
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from app.errors import InvalidRequest, PayloadTooLarge, UnsupportedEncoding
+from app.readers.byte_budget import SMALL, Lease
+from app.readers.offload import offload
 
 Buffer = bytes | bytearray | memoryview
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,6 +33,9 @@ MAX_ZIP_DIRECTORY = 1 << 16
 """Bytes of a zip's central directory: an .npz with a few arrays needs some hundred."""
 
 GZIP_MAGIC = b"\x1f\x8b"
+
+MAX_EXPANSION = 1032
+"""Bytes that one byte of a deflate stream can become at most (zlib's technical notes)."""
 
 _END_OF_ZIP = struct.Struct("<4s4H2LH")
 _ZIP64_LOCATOR_SIZE = 20
@@ -105,7 +109,11 @@ def unzip_member(data: Buffer, member: zipfile.ZipInfo, limit: int) -> bytearray
 
 
 async def read_body(
-    source: Receive | Request, headers: Iterable[tuple[bytes, bytes]], limit: int, decoded_limit: int | None = None
+    source: Receive | Request,
+    headers: Iterable[tuple[bytes, bytes]],
+    limit: int,
+    decoded_limit: int | None = None,
+    lease: Lease | None = None,
 ) -> bytes | bytearray:
     """The whole body of an HTTP request, its Content-Encoding undone.
 
@@ -114,14 +122,16 @@ async def read_body(
         headers: the raw ASGI headers, names in lower case.
         limit: most bytes taken from the wire; a larger Content-Length is refused before anything is read.
         decoded_limit: most bytes after Content-Encoding; `limit` if None.
+        lease: counts the bytes against the service's budget, for as long as the caller keeps it.
 
     Raises:
+        Overloaded: the budget has no room for it.
         PayloadTooLarge: past a limit.
         UnsupportedEncoding: a Content-Encoding other than identity, gzip, deflate.
-        InvalidRequest: Content-Length is not a number, or the encoded body is broken.
+        InvalidRequest: Content-Length is not a number, Content-Encoding is repeated, or the encoded body is broken.
         ClientDisconnect: the client left before the end.
     """
-    encoding = b""
+    encoding: bytes | None = None
     for name, value in headers:
         if name == b"content-length":
             if not value.isdigit():
@@ -130,18 +140,20 @@ async def read_body(
             if len(value) > 18 or int(value) > limit:
                 raise PayloadTooLarge(f"the body is larger than the limit of {limit} bytes")
         elif name == b"content-encoding":
+            if encoding is not None:
+                raise InvalidRequest("Content-Encoding is given more than once")
             encoding = value.strip().lower()
-    if encoding not in (b"", b"identity", b"gzip", b"x-gzip", b"deflate"):
+    if encoding not in (None, b"", b"identity", b"gzip", b"x-gzip", b"deflate"):
         raise UnsupportedEncoding("Content-Encoding must be gzip, deflate or identity")
 
-    body = await _read_wire(source.receive if isinstance(source, Request) else source, limit)
-    if encoding in (b"", b"identity"):
+    body = await _read_wire(source.receive if isinstance(source, Request) else source, limit, lease)
+    if encoding in (None, b"", b"identity"):
         return body
     decode = inflate if encoding == b"deflate" else gunzip
-    return await run_in_threadpool(decode, body, limit if decoded_limit is None else decoded_limit)
+    return await _expand(decode, body, limit if decoded_limit is None else decoded_limit, lease)
 
 
-async def _read_wire(receive: Receive, limit: int) -> bytes | bytearray:
+async def _read_wire(receive: Receive, limit: int, lease: Lease | None) -> bytes | bytearray:
     body: bytes | bytearray = b""
     while True:
         message = await receive()
@@ -150,6 +162,8 @@ async def _read_wire(receive: Receive, limit: int) -> bytes | bytearray:
         chunk: bytes = message.get("body", b"")
         if len(body) + len(chunk) > limit:
             raise PayloadTooLarge(f"the body is larger than the limit of {limit} bytes")
+        if lease is not None and (body or len(chunk) > SMALL):
+            await lease.take(len(chunk))
         if not body:
             body = chunk  # most bodies arrive in one message: no copy
         elif chunk:
@@ -158,6 +172,19 @@ async def _read_wire(receive: Receive, limit: int) -> bytes | bytearray:
             body += chunk
         if not message.get("more_body", False):
             return body
+
+
+async def _expand(
+    decode: Callable[[Buffer, int], bytearray], body: Buffer, limit: int, lease: Lease | None
+) -> bytearray:
+    """Decompress in a thread. What it could become at most is held before, what it has become afterwards."""
+    largest = min(limit, MAX_EXPANSION * len(body))
+    if lease is not None:
+        await lease.take(largest)
+    decoded = await offload(largest, lambda: decode(body, limit))
+    if lease is not None:
+        lease.settle(len(decoded))
+    return decoded
 
 
 def _collect(blocks: Iterable[bytes], limit: int, name: str) -> bytearray:

@@ -10,7 +10,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from app.errors import InvalidRequest
 from app.readers.bounded import Buffer
 
-MAX_PARTS = 512
+MAX_PARTS = 64
 
 
 @dataclass(eq=False)

@@ -49,7 +49,10 @@ def read_npy(data: Buffer, limit: int) -> npt.NDArray[Any]:
     if claimed != len(view) - end:
         raise InvalidRequest(f"the .npy header claims {claimed} bytes of data, the file has {len(view) - end}")
     flat: npt.NDArray[Any] = np.frombuffer(view, dtype, count, offset=end) if count else np.empty(0, dtype)
-    return flat.reshape(shape, order="F" if fortran_order else "C")
+    try:
+        return flat.reshape(shape, order="F" if fortran_order else "C")
+    except (ValueError, OverflowError) as exc:  # absurd axes beside an empty one
+        raise InvalidRequest("the .npy header is broken") from exc
 
 
 def _parse_header(text: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:

@@ -10,6 +10,9 @@ from app.engine.runtime import NUMPY_TYPES, Model
 from app.errors import InvalidRequest
 from app.manifest import TensorSpec
 
+SHOWN_NAME = 80
+"""Characters of a stranger's name that a message repeats."""
+
 
 def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors in the model's order, or InvalidRequest naming the input at fault.
@@ -19,9 +22,7 @@ def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, n
     """
     for name in tensors:
         if name not in model.input_specs:
-            raise InvalidRequest(
-                f"unexpected input {name!r}; {model.name} takes {', '.join(model.input_specs)}", field=name
-            )
+            raise unexpected_input(model, name)
     checked: dict[str, np.ndarray] = {}
     rows: int | None = None
     for name, spec in model.input_specs.items():
@@ -30,7 +31,7 @@ def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, n
             raise InvalidRequest(f"input {name!r} is missing", field=name)
         if tensor.dtype != NUMPY_TYPES[spec.datatype]:
             raise InvalidRequest(f"input {name!r} must be {spec.datatype}", field=name)
-        _check_shape(spec, tensor, model.max_axis)
+        _check_shape(model, spec, tensor)
         if model.batched:
             if rows is not None and tensor.shape[0] != rows:
                 raise InvalidRequest(f"input {name!r} has {tensor.shape[0]} rows, another has {rows}", field=name)
@@ -48,19 +49,30 @@ def check_outputs(model: Model, names: Iterable[str]) -> tuple[str, ...]:
     requested = tuple(dict.fromkeys(names))
     for name in requested:
         if name not in model.output_names:
-            raise InvalidRequest(
-                f"unknown output {name!r}; {model.name} gives {', '.join(model.output_names)}", field=name
-            )
+            raise unknown_output(model, name)
     return requested or model.output_names
 
 
-def _check_shape(spec: TensorSpec, tensor: np.ndarray, max_axis: int) -> None:
+def unexpected_input(model: Model, name: str) -> InvalidRequest:
+    """For a name that is none of the model's inputs."""
+    shown = name[:SHOWN_NAME]
+    return InvalidRequest(f"unexpected input {shown!r}; {model.name} takes {', '.join(model.input_specs)}", field=shown)
+
+
+def unknown_output(model: Model, name: str) -> InvalidRequest:
+    """For a name that is none of the model's outputs."""
+    shown = name[:SHOWN_NAME]
+    return InvalidRequest(f"unknown output {shown!r}; {model.name} gives {', '.join(model.output_names)}", field=shown)
+
+
+def _check_shape(model: Model, spec: TensorSpec, tensor: np.ndarray) -> None:
+    max_axis = model.max_axis
     expected, actual = spec.shape, tensor.shape
     fits = len(expected) == len(actual) and all(
         size in (-1, given) for size, given in zip(expected, actual, strict=True)
     )
-    # An empty batch is legal, an empty feature axis is not.
-    if not fits or 0 in actual[1:]:
+    # A graph of unknown making may take an empty axis; the tasks that manifests speak of have no use for one.
+    if not fits or (model.manifest is not None and 0 in actual[1:]):
         raise InvalidRequest(
             f"input {spec.name!r} must have shape {list(expected)}, got {list(actual)}", field=spec.name
         )

@@ -18,13 +18,14 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from app.api import dataplane, model_control
-from app.api.dataplane import OFFLOAD_BYTES, OFFLOAD_CLASSES_BYTES
+from app.api.dataplane import OFFLOAD_CLASSES_BYTES
 from app.api.grpc import codec
 from app.api.grpc import inference_pb2 as pb
 from app.api.grpc.statuses import status_code, trailing_metadata
 from app.api.model_config import model_config
 from app.engine.runtime import Model
 from app.errors import DeadlineExceeded, InvalidRequest, KronserveError, Unavailable
+from app.readers.offload import INLINE_BYTES, offload
 from app.service import Service
 from app.tasks.tensors import check_inputs
 
@@ -84,8 +85,7 @@ class Calls:
 
 
 async def _infer(service: Service, body: bytes, context: Context) -> bytes:
-    large = len(body) > OFFLOAD_BYTES
-    model, call, inputs = await asyncio.to_thread(_decode, service, body) if large else _decode(service, body)
+    model, call, inputs = await offload(len(body), lambda: _decode(service, body))
     timeout, remaining = call.timeout, context.time_remaining()
     if remaining is not None:
         if remaining <= 0:
@@ -93,10 +93,9 @@ async def _infer(service: Service, body: bytes, context: Context) -> bytes:
         timeout = min(timeout or remaining, remaining)
     # A call that its client gives up is cancelled here, and the request with it.
     results = await dataplane.submit(service, model, inputs, call.outputs, timeout=timeout, priority=call.priority)
-    inline = OFFLOAD_CLASSES_BYTES if any(call.outputs.values()) else OFFLOAD_BYTES
-    if sum(tensor.nbytes for tensor in results.values()) > inline:
-        return await asyncio.to_thread(_encode, model, call, results)
-    return _encode(model, call, results)
+    inline = OFFLOAD_CLASSES_BYTES if any(call.outputs.values()) else INLINE_BYTES
+    size = sum(tensor.nbytes for tensor in results.values())
+    return await offload(size, lambda: _encode(model, call, results), inline)
 
 
 def _decode(service: Service, body: bytes) -> tuple[Model, codec.InferCall, dict[str, np.ndarray]]:
