@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from pydantic import ValidationError
 
+from app.http_protocol import BoundedHttpProtocol
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ def serve(argv: Sequence[str]) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             default=argparse.SUPPRESS,
             metavar=name.split("_")[-1].upper(),
-            help=f"{field.description} [KRONSERVE_{name.upper()}, default {field.default}]",
+            help=f"{field.description} [KRONSERVE_{name.upper()}, default {default}]",
         )
     try:
         settings = Settings(**vars(parser.parse_args(argv)))
@@ -65,6 +67,7 @@ def serve(argv: Sequence[str]) -> int:
         app,
         host=settings.host,
         port=settings.port,
+        http=BoundedHttpProtocol,
         log_config=None,
         access_log=False,
         proxy_headers=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -33,14 +34,21 @@ def service_settings(repository: Path) -> Settings:
     return Settings(repository=repository, device="cpu", executors=2, max_body_bytes=4 << 20, max_decoded_bytes=8 << 20)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def client(service_settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """Speaks to an application whose models are loaded. Tests that use it run in the session's event loop:
-    pytestmark = pytest.mark.asyncio(loop_scope="session").
-    """
-    app = create_app(service_settings)
+@asynccontextmanager
+async def speaking_to(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application of its own, whose models are loaded."""
+    app = create_app(settings)
     async with app.router.lifespan_context(app):
         await app.state.service.wait_loaded()
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://kronserve") as speaker:
             yield speaker
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(service_settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """Speaks to an application whose models are loaded. Tests that use it run in the session's event loop:
+    pytestmark = pytest.mark.asyncio(loop_scope="session").
+    """
+    async with speaking_to(service_settings) as speaker:
+        yield speaker

@@ -15,6 +15,9 @@ import onnxruntime as ort
 import orjson
 import pytest
 
+from app.settings import Settings
+from tests.conftest import speaking_to
+
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 URL = "/v1/models/hot-adrenal/classify"
@@ -120,7 +123,32 @@ async def test_several_files_are_answered_in_their_order(client: httpx.AsyncClie
     for prediction, alone in zip(answer["predictions"], single, strict=True):
         assert prediction["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
     versioned = await client.post("/v1/models/hot-adrenal/versions/1/classify", files=files)
-    assert versioned.json() == answer
+    for prediction, same in zip(versioned.json()["predictions"], answer["predictions"], strict=True):
+        assert prediction["label"] == same["label"]
+        assert prediction["probabilities"] == pytest.approx(same["probabilities"], abs=1e-5)
+
+
+async def test_the_limit_of_decoded_bytes_holds_for_all_files_together(client: httpx.AsyncClient) -> None:
+    volume = gzip.compress(nifti(np.zeros((128, 128, 128), np.uint8)))  # 2 MiB of the 8 that the settings allow
+    files = [("file", (str(number), volume)) for number in range(5)]
+    assert (await client.post(URL, files=files[:4])).status_code == 200
+    response = await client.post(URL, files=files)
+    assert (response.status_code, response.json()["field"]) == (413, "file[4]")
+    assert "the files before it took 8388608" in response.json()["error"]
+
+
+async def test_the_timeout_holds_for_all_files_together(service_settings: Settings) -> None:
+    hurried = service_settings.model_copy(update={"request_timeout": 1e-6})
+    async with speaking_to(hurried) as client:
+        response = await client.post(URL, files=[("file", ("a", npy(mask()))), ("file", ("b", npy(mask())))])
+    assert response.status_code == 504, response.text
+    assert "of 2 files" in response.json()["error"]
+
+
+async def test_more_parts_than_a_request_may_have_are_400(client: httpx.AsyncClient) -> None:
+    response = await client.post(URL, files=[("file", (str(number), b"x")) for number in range(65)])
+    assert response.status_code == 400
+    assert "64 parts" in response.json()["error"]
 
 
 async def test_a_bad_file_among_several_is_named(client: httpx.AsyncClient) -> None:

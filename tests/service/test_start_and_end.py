@@ -92,3 +92,10 @@ def test_cores_follow_the_affinity(tmp_path: Path):
         assert Settings().cpu_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_help_names_every_default():
+    command = [str(Path(sys.executable).with_name("kronserve")), "serve", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "500"})
+    assert "Undefined" not in text.stdout
+    assert "[KRONSERVE_CACHE_DIR, default /" in text.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import http.client
 import io
@@ -321,3 +322,16 @@ def test_metrics_count_what_was_asked(server: Server):
     assert metric(server, succeeded) - before[0] == 5
     assert metric(server, batches) - before[1] == 5
     assert metric(server, "kronserve_queue_requests") == 0
+
+
+def test_header_of_150_mb_is_431_and_memory_stays(server: Server):
+    before = server.peak_bytes()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        with contextlib.suppress(ConnectionError):  # it is closed on a client that does not stop
+            for _ in range(150):
+                connection.sendall(b"a" * MIB)
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(4096).startswith(b"HTTP/1.1 431 ")
+    assert server.peak_bytes() - before < 32 * MIB
+    good_request_works(server)

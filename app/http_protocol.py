@@ -1,0 +1,130 @@
+"""HTTP/1.1 connections whose every phase is bounded: uvicorn's protocol with limits on heads and on silence.
+
+uvicorn bounds neither the bytes of a request's head, which the parser collects in memory, nor the time that a client
+takes for it or leaves between two pieces of its body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 1 << 16
+"""Bytes in a row that are neither body nor the end of a head: request line, headers, trailers, chunk extensions."""
+
+LAST_WORDS_SECONDS = 1.0
+"""How long what still comes is dropped after a refusal, so that the client reads the answer before the reset."""
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection. `head_seconds`: longest time for a head; `silence_seconds`: longest gap within a body."""
+
+    head_seconds = 10.0
+    silence_seconds = 30.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unclaimed = 0
+        self._in_message = self._in_head = self._heard = self._too_large = self._refused = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A connection on which nothing is ever sent ends like one that stays idle between requests."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The timers end with the connection."""
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count, parse, and watch what is not complete yet."""
+        if self._refused:
+            return
+        self._unclaimed += len(data)
+        super().data_received(data)
+        if self._too_large or self._unclaimed > MAX_HEAD_BYTES:
+            self.refuse(431, f"the request's headers are larger than {MAX_HEAD_BYTES} bytes")
+        elif self._in_message and not self._refused:  # most requests arrive in one piece and are never watched
+            self._heard = True
+            if self._timer is None:
+                self._watch()
+
+    def on_message_begin(self) -> None:
+        """A request's first byte was parsed."""
+        self._in_message = self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head ends; one that came in few large pieces is measured here."""
+        if self._unclaimed > MAX_HEAD_BYTES:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            self._too_large = size > MAX_HEAD_BYTES
+        self._unclaimed = 0
+        if self._too_large:
+            return
+        self._in_head = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._unclaimed = 0
+        if not self._too_large:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        self._unclaimed = 0
+        self._in_message = False
+        self._stop_timer()
+        if not self._too_large:
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP is told so in the shape of every error."""
+        self.refuse(400, msg)
+
+    def refuse(self, status: int, message: str) -> None:
+        """Answer, unless an answer is on its way, and end the connection."""
+        if self._refused:
+            return
+        self._refused = True
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and not self._in_head and not self.cycle.response_started:
+            self.cycle.disconnected = True  # who waits for the rest of this request is told that it will not come
+            self.cycle.message_event.set()
+            answering = False
+        if not answering:
+            body = orjson.dumps({"error": message})
+            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        self.loop.call_later(LAST_WORDS_SECONDS, self.transport.close)
+
+    def _watch(self) -> None:
+        self._heard = False
+        delay = self.head_seconds if self._in_head else self.silence_seconds
+        self._timer = self.loop.call_later(delay, self._check)
+
+    def _check(self) -> None:
+        self._timer = None
+        if self._in_head:
+            self.refuse(408, f"the request's headers took longer than {self.head_seconds:g} s")
+        elif self._heard or self.flow.read_paused:  # it sends, or we do not read
+            self._watch()
+        else:
+            self.refuse(408, f"nothing came of the request's body for {self.silence_seconds:g} s")
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

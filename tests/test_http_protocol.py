@@ -1,0 +1,150 @@
+"""Connections that never end what they begin, and heads without end, on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from app.http_protocol import MAX_HEAD_BYTES, BoundedHttpProtocol
+
+SIMPLE = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+CHUNKED = b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+PATIENCE = 20.0
+"""Seconds that a test waits at most for what should come at once."""
+
+
+class Hurried(BoundedHttpProtocol):
+    head_seconds = 0.2
+    silence_seconds = 0.2
+
+
+class Echo:
+    """Answers with the body's length, and counts the clients that left before its end."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.left += 1
+                return
+            size, more = size + len(message["body"]), message["more_body"]
+        content = b"%d" % size
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(content))]}
+        )
+        await send({"type": "http.response.body", "body": content})
+
+
+@asynccontextmanager
+async def listening(app: Echo, protocol: type[BoundedHttpProtocol] = Hurried) -> AsyncIterator[int]:
+    """The port on which the application is served."""
+    config = uvicorn.Config(app, log_config=None, lifespan="off")
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def exchange(port: int, *pieces: bytes, pause: float = 0.0) -> bytes:
+    """What comes back until the server closes; a client that cannot send any more reads all the same."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(pause)
+    except ConnectionError:
+        pass
+    try:
+        return await asyncio.wait_for(reader.read(), PATIENCE)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"GET /x HTTP/1.1\r\nHost: x\r\nX-Long: ", *[b"a" * 4096] * 40],
+        [b"GET /x HTTP/1.1\r\nHost: x\r\n", *[b"X-Many: abcdefgh\r\n" * 256] * 40],
+        [b"GET /x HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * (MAX_HEAD_BYTES + 1) + b"\r\n\r\n"],
+        [b"POST /x HTTP/1.1\r\nX-Long: " + b"a" * (MAX_HEAD_BYTES + 1) + b"\r\nContent-Length: 3\r\n\r\nabc"],
+        [b"GET /" + b"x" * 2 * MAX_HEAD_BYTES],
+        [SIMPLE, b"GET /x HTTP/1.1\r\nHost: x\r\nX-Long: ", *[b"a" * 4096] * 40],
+    ],
+)
+async def test_heads_without_end_are_431(pieces: list[bytes]) -> None:
+    async with listening(Echo(), BoundedHttpProtocol) as port:
+        answer = await exchange(port, *pieces, pause=0.001)
+    answer = answer.removeprefix(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n3")
+    assert answer.startswith(b"HTTP/1.1 431 "), answer
+    assert b'{"error":"the request\'s headers are larger' in answer
+
+
+@pytest.mark.parametrize("tail", [b"0\r\nX-Trailer: " + b"a" * 8192, b"3;" + b"a" * 8192])
+async def test_trailers_and_chunk_extensions_without_end_are_431(tail: bytes) -> None:
+    app = Echo()
+    async with listening(app, BoundedHttpProtocol) as port:
+        answer = await exchange(port, CHUNKED + b"3\r\nabc\r\n", tail, *[b"a" * 8192] * 20, pause=0.001)
+    assert answer.startswith(b"HTTP/1.1 431 "), answer
+    assert app.left == 1
+
+
+async def test_slow_heads_and_silent_bodies_are_408() -> None:
+    app = Echo()
+    async with listening(app) as port:
+        head = await exchange(port, *[SIMPLE[at : at + 1] for at in range(20)], pause=0.05)
+        body = await exchange(port, SIMPLE[:-1])
+    for answer in (head, body):
+        assert answer.startswith(b"HTTP/1.1 408 "), answer
+        assert b'{"error":' in answer
+    assert app.left == 1
+
+
+async def test_large_bodies_and_ordinary_heads_pass() -> None:
+    size = 50 * MAX_HEAD_BYTES
+    head = b"POST /x HTTP/1.1\r\nHost: x\r\nX: %s\r\nConnection: close\r\n" % (b"a" * (MAX_HEAD_BYTES // 2))
+    chunks = b"".join(b"%x\r\n%s\r\n" % (size // 10, b"a" * (size // 10)) for _ in range(10))
+    async with listening(Echo(), BoundedHttpProtocol) as port:
+        whole = await exchange(port, head + b"Content-Length: %d\r\n\r\n" % size + b"a" * size)
+        chunked = await exchange(port, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+        two = await exchange(port, SIMPLE + SIMPLE.replace(b"Host", b"Connection: close\r\nHost"))
+    for answer in (whole, chunked):
+        assert answer.endswith(b"\r\n\r\n%d" % (size // 10 * 10 if answer is chunked else size)), answer
+    assert two.count(b"HTTP/1.1 200") == 2
+
+
+async def test_a_body_that_comes_slowly_but_steadily_passes() -> None:
+    async with listening(Echo()) as port:
+        request = SIMPLE.replace(b"Host", b"Connection: close\r\nHost").replace(b": 3\r\n\r\nabc", b": 12\r\n\r\n")
+        answer = await exchange(port, request, *[b"a"] * 12, pause=0.05)
+    assert answer.endswith(b"12"), answer
+
+
+async def test_what_is_no_http_has_the_error_shape() -> None:
+    async with listening(Echo()) as port:
+        answer = await exchange(port, b"\x16\x03\x01 no http\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b'{"error":"Invalid HTTP request received."}')
+
+
+async def test_a_connection_that_says_nothing_is_closed() -> None:
+    class Impatient(BoundedHttpProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            self.timeout_keep_alive = 0.1
+            super().connection_made(transport)
+
+    async with listening(Echo(), Impatient) as port:
+        assert await exchange(port) == b""
