@@ -91,8 +91,8 @@ def client(server: Server) -> Any:
 def answered(client: httpx.Client, model: str, body: bytes, length: str) -> int:
     headers = {"Inference-Header-Content-Length": length.encode("latin-1")}
     answer = client.post(f"/v2/models/{model}/infer", content=body, headers=headers)
-    assert answer.status_code in (200, 400), answer.text
-    if answer.status_code == 400:
+    assert answer.status_code in (200, 400) or (answer.status_code == 501 and b"BF16" in body), answer.text
+    if answer.status_code != 200:
         assert set(answer.json()) <= {"error", "field"}
         assert answer.json()["error"]
     return answer.status_code
