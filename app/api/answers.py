@@ -12,11 +12,15 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app.errors import InvalidRequest, KronserveError, Overloaded, UnsupportedEncoding
 
 logger = logging.getLogger(__name__)
+
+CLIENT_LEFT = 499
+"""What the metrics count a client under that left before its answer; nobody receives it."""
 
 LONGEST_MESSAGE = 1000
 """Characters: a message may repeat a name that the caller gave."""
@@ -80,6 +84,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(KronserveError)
     async def _ours(_: Request, error: KronserveError) -> Response:
         return error_response(error)
+
+    @app.exception_handler(ClientDisconnect)
+    async def _left(_: Request, error: ClientDisconnect) -> Response:  # noqa: ARG001
+        return Response(status_code=CLIENT_LEFT)
 
     @app.exception_handler(RequestValidationError)
     async def _validation(_: Request, error: RequestValidationError) -> Response:

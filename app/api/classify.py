@@ -7,17 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from app.api.answers import error_responses
+from app.api.task_routes import task_router
 from app.api.uploads import Upload, read_uploads
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
 from app.errors import DeadlineExceeded, KronserveError, PayloadTooLarge, UnusableInput
 from app.manifest import VolumeClassification
 from app.readers.bounded import GZIP_MAGIC, MAX_EXPANSION
-from app.readers.offload import offload
+from app.readers.libraries import offload_with
 from app.readers.volumes import ZIP_MAGIC, read_json_volume, read_volume
 from app.service import Service
 from app.tasks import classification
@@ -102,43 +103,25 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     **error_responses(400, 404, 413, 415, 422, 429, 500, 503, 504),
 }
 
-router = APIRouter(tags=["Tasks"])
-_route: dict[str, Any] = {
-    "responses": _RESPONSES,
-    "openapi_extra": {"requestBody": _REQUEST_BODY},
-    "response_class": Response,
-}
 
-
-@router.post("/v1/models/{model}/classify", summary="Classify volumes", **_route)
 async def classify(request: Request, model: str) -> Response:
     """Classify the volume in the body, or each `file` of a form. Research use only.
 
     Any Content-Type other than JSON and forms is a file, told by its first bytes. The answer says how it was read and
     what preprocessing was applied.
     """
-    return await _answer(request, model, None)
-
-
-@router.post("/v1/models/{model}/versions/{version}/classify", summary="Classify with one version", **_route)
-async def classify_version(request: Request, model: str, version: str) -> Response:
-    """Classify with one version of a model; as without a version otherwise."""
-    return await _answer(request, model, version)
-
-
-async def _answer(request: Request, name: str, version: str | None) -> Response:
     service: Service = request.app.state.service
-    model = service.repository.get(name, version)
-    spec = _task(model)
+    loaded = service.repository.get(model, request.path_params.get("version"))
+    spec = _task(loaded)
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
-        prepared = await _prepare_all(service, model, spec, uploads)
-    predictions = await _run(service, request, model, prepared)
+        prepared = await _prepare_all(service, loaded, spec, uploads)
+    predictions = await _run(service, request, loaded, prepared)
     return Response(
         orjson.dumps(
             {
-                "model": model.name,
-                "version": model.version,
+                "model": loaded.name,
+                "version": loaded.version,
                 "predictions": predictions,
                 "notice": classification.NOTICE,
             }
@@ -186,12 +169,12 @@ async def _prepare(
         return classification.prepare(volume, spec, input_name=model.inputs[0].name), volume.data.nbytes
 
     if not bytes(upload.data[:4]).startswith((GZIP_MAGIC, ZIP_MAGIC)):
-        return await offload(len(upload.data), decode)
+        return await offload_with("nibabel", len(upload.data), decode)
     # A compressed body says nothing of the work behind it: a thousandth of it may be all that was sent.
     largest = min(limit, MAX_EXPANSION * len(upload.data))
     with service.body_budget.lease() as lease:
         await lease.take(largest)
-        return await offload(largest, decode)
+        return await offload_with("nibabel", largest, decode)
 
 
 async def _run(
@@ -211,12 +194,7 @@ async def _run(
         for future in futures:
             future.cancel()
         raise
-    predictions = []
-    for volume, outputs in zip(prepared, answers, strict=True):
-        prediction = asdict(classification.finish(volume, outputs))
-        del prediction["notice"]  # said once for all
-        predictions.append(prediction)
-    return predictions
+    return [asdict(classification.finish(volume, outputs)) for volume, outputs in zip(prepared, answers, strict=True)]
 
 
 def _task(model: Model) -> VolumeClassification:
@@ -225,3 +203,8 @@ def _task(model: Model) -> VolumeClassification:
         kind = "has no manifest that says what it is for" if task is None else f"is for {task.kind}"
         raise UnusableInput(f"model {model.name!r} {kind}; it does not classify volumes")
     return task
+
+
+router = task_router(
+    classify, "classify", "Classify volumes", responses=_RESPONSES, openapi_extra={"requestBody": _REQUEST_BODY}
+)

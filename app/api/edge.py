@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.answers import CLIENT_LEFT
 from app.service import Service
 
 LINGER_SECONDS = 10.0
@@ -33,7 +34,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 499  # the client left before an answer
+        status = CLIENT_LEFT
         unread = True
 
         async def receive_and_note() -> Message:

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from app.api.answers import error_responses
 from app.api.negotiation import choose
+from app.api.task_routes import task_router
 from app.api.uploads import Upload, read_uploads
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
@@ -20,7 +21,7 @@ from app.errors import InvalidRequest, UnsupportedMediaType, UnusableInput
 from app.manifest import Forecasting
 from app.readers import series
 from app.readers.calendar import isoformat
-from app.readers.offload import offload
+from app.readers.libraries import offload_with
 from app.service import Service
 from app.tasks import forecasting
 
@@ -99,37 +100,17 @@ Freq = Annotated[
     str | None, Query(description="Sampling step (h, 10min, D, MS, ...); inferred from timestamps if absent.")
 ]
 
-router = APIRouter(tags=["Tasks"])
-_route: dict[str, Any] = {
-    "responses": _RESPONSES,
-    "openapi_extra": {"requestBody": _REQUEST_BODY},
-    "response_class": Response,
-}
 
-
-@router.post("/v1/models/{model}/forecast", summary="Forecast a series", **_route)
 async def forecast(request: Request, model: str, horizon: Horizon = None, freq: Freq = None) -> Response:
     """Forecast the series in the body from its last `lookback` steps.
 
     Query parameters and the JSON body's `horizon` and `freq` mean the same; where both are given they must agree. Ask
     for CSV or .npy by `Accept`.
     """
-    return await _answer(request, model, None, horizon, freq)
-
-
-@router.post("/v1/models/{model}/versions/{version}/forecast", summary="Forecast with one version", **_route)
-async def forecast_version(
-    request: Request, model: str, version: str, horizon: Horizon = None, freq: Freq = None
-) -> Response:
-    """Forecast with one version of a model; as without a version otherwise."""
-    return await _answer(request, model, version, horizon, freq)
-
-
-async def _answer(request: Request, name: str, version: str | None, horizon: int | None, freq: str | None) -> Response:
     service: Service = request.app.state.service
-    model = service.repository.get(name, version)
-    spec = _task(model)
-    media_type = choose(request.headers.get("accept", ""), (JSON, CSV, NPY))
+    loaded = service.repository.get(model, request.path_params.get("version"))
+    spec = _task(loaded)
+    media_type = choose(", ".join(request.headers.getlist("accept")), (JSON, CSV, NPY))
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
         if len(uploads) > 1:
@@ -143,19 +124,19 @@ async def _answer(request: Request, name: str, version: str | None, horizon: int
                     f"horizon is {payload.horizon} in the body but {horizon} beside it", field="horizon"
                 )
             steps = payload.horizon if horizon is None else horizon
-            return forecasting.prepare(payload.series, spec, steps, input_name=model.inputs[0].name)
+            return forecasting.prepare(payload.series, spec, steps, input_name=loaded.inputs[0].name)
 
-        prepared = await offload(len(upload.data), decode)
+        prepared = await offload_with("pandas", len(upload.data), decode)
     future = service.scheduler.submit(
-        model, prepared.tensors, model.output_names[:1], timeout=service.settings.request_timeout
+        loaded, prepared.tensors, loaded.output_names[:1], timeout=service.settings.request_timeout
     )
     outputs = await answer_or_disconnect(future, request.receive)
 
     def encode() -> bytes:
-        return _encode(model, forecasting.finish(prepared, outputs), media_type)
+        return _encode(loaded, forecasting.finish(prepared, outputs), media_type)
 
     # A number takes about twenty bytes as text.
-    content = await offload(20 * prepared.horizon * len(prepared.series.names), encode)
+    content = await offload_with("pandas", 20 * prepared.horizon * len(prepared.series.names), encode)
     return Response(content, media_type=media_type)
 
 
@@ -204,3 +185,8 @@ def _csv(answer: forecasting.Forecast, stamps: list[str] | None) -> bytes:
     rows = orjson.dumps(np.ascontiguousarray(answer.values.T), option=orjson.OPT_SERIALIZE_NUMPY).decode()
     lines = (f"{step},{row}" for step, row in zip(steps, rows[2:-2].split("],["), strict=True))
     return "\n".join((header.getvalue(), *lines, "")).encode()
+
+
+router = task_router(
+    forecast, "forecast", "Forecast a series", responses=_RESPONSES, openapi_extra={"requestBody": _REQUEST_BODY}
+)

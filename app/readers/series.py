@@ -27,6 +27,8 @@ MEDIA_TYPES = {
     "application/x-npy": "npy",
 }
 
+DELIMITERS = (",", ";", "\t")
+
 MAX_VARIATES = 1024
 """Attention over variates takes memory with the square of their number; 1024 take a HOT forecaster about 0.5 GB."""
 
@@ -89,6 +91,7 @@ def read_series(data: Buffer, payload_format: str, limit: int, frequency: str | 
 def read_csv(data: Buffer, frequency: str | None = None) -> Series:
     """Wide CSV: a header line, a column of timestamps (optional), one column of numbers a variate; UTF-8 or Latin-1.
 
+    Fields are parted by commas, semicolons or tabs, as the header shows.
     The timestamps are the first column named date, ds, timestamp, time or datetime, or else the first whose values
     are not numbers.
     """
@@ -96,13 +99,15 @@ def read_csv(data: Buffer, frequency: str | None = None) -> Series:
 
     raw = bytes(data)
     encoding = _encoding(raw)
-    names, rows_at = _header(raw, encoding)
+    names, rows_at, delimiter = _header(raw, encoding)
+    _refuse_data_as_header(names)
     _check_size(len(names) - 1, raw.count(b"\n", rows_at))
     stream = io.BytesIO(raw)
     stream.seek(rows_at)
     try:
         frame = pd.read_csv(
             stream,
+            sep=delimiter,
             header=None,
             names=range(len(names)),
             encoding=encoding,
@@ -204,23 +209,47 @@ def _encoding(raw: bytes) -> str:
     return "utf-8"
 
 
-def _header(raw: bytes, encoding: str) -> tuple[list[str], int]:
-    """The fields of the first line that is not blank, and the position after it.
+def _header(raw: bytes, encoding: str) -> tuple[list[str], int, str]:
+    """The fields of the first line that is not blank, the position after it, and what parts its fields.
 
     pandas would rename repeated names instead of telling.
     """
     position = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
     while position < len(raw):
         end = raw.find(b"\n", position) + 1 or len(raw)
-        _check_size(raw.count(b",", position, end), 0)
-        try:
-            fields = next(csv.reader([raw[position:end].decode(encoding)], strict=True), [])
-        except csv.Error as exc:
-            raise InvalidRequest(f"the CSV's header is broken: {exc}") from exc
+        _check_size(max(raw.count(delimiter.encode(), position, end) for delimiter in DELIMITERS), 0)
+        line = raw[position:end].decode(encoding)
         position = end
-        if any(field.strip() for field in fields):
-            return [field.strip() for field in fields], position
+        if line.strip():
+            # The first of equals: a name may well hold a semicolon, but then the commas are more.
+            fields, delimiter = max(((_split(line, one), one) for one in DELIMITERS), key=lambda found: len(found[0]))
+            if any(fields):
+                return fields, position, delimiter
     raise InvalidRequest("the CSV is empty")
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    try:
+        return [field.strip() for field in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
+    except csv.Error as exc:
+        if delimiter == DELIMITERS[0]:
+            raise InvalidRequest(f"the CSV's header is broken: {exc}") from exc
+        return []
+
+
+def _refuse_data_as_header(names: list[str]) -> None:
+    """UnusableInput if every name is a number or a timestamp: the first row would be lost."""
+    texts = [name for name in names if not _is_number(name)]
+    if not texts or (all(text[:1].isdigit() for text in texts) and calendar.parse_stamps(texts)[1] is None):
+        raise UnusableInput("the CSV has no header: its first line holds only numbers and timestamps, not names")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _time_column(frame: pd.DataFrame, names: list[str]) -> int | None:

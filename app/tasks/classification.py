@@ -39,7 +39,6 @@ class Classification:
     probabilities: dict[str, float]
     input: dict[str, Any]
     preprocessing: list[dict[str, Any]]
-    notice: str = NOTICE
 
 
 def preprocess(

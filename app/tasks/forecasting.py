@@ -76,7 +76,6 @@ def prepare(
     series: Series,
     spec: Forecasting,
     horizon: int | None = None,
-    freq: str | None = None,
     *,
     input_name: str = "series",
 ) -> Prepared:
@@ -84,11 +83,9 @@ def prepare(
 
     Args:
         horizon: steps to answer, 1 to `spec.horizon`; all of them if None.
-        freq: the sampling step given beside the series; its timestamps must follow it.
 
     Raises:
-        UnusableInput: too short a series, a horizon out of range, too many variates, values past float range, or
-            timestamps that contradict `freq`.
+        UnusableInput: too short a series, a horizon out of range, too many variates, or values past float range.
     """
     variates, steps = series.values.shape
     if horizon is None:
@@ -99,8 +96,6 @@ def prepare(
         raise UnusableInput(f"the series has {steps} steps; the lookback of this model is {spec.lookback}")
     if variates > MAX_VARIATES:
         raise UnusableInput(f"the series has {variates} variates; at most {MAX_VARIATES} are forecast together")
-    if freq is not None:
-        series = _with_frequency(series, freq)
 
     window = series.values[:, -spec.lookback :]
     if spec.standardise:
@@ -142,13 +137,3 @@ def _drop_noise(values: npt.NDArray[np.float64], scale: float) -> npt.NDArray[np
     """Values in decimals down to a millionth of `scale`; as they are where decimals do not reach that far."""
     decimals = 6 - floor(log10(scale))
     return values.round(decimals) if -15 <= decimals <= 15 else values
-
-
-def _with_frequency(series: Series, freq: str) -> Series:
-    frequency: str | None
-    if series.timestamps is None:
-        frequency = calendar.parse_frequency(freq).freqstr
-    else:
-        offset = calendar.regular_frequency(series.timestamps, freq, series.time_name)
-        frequency = None if offset is None else offset.freqstr
-    return Series(series.values, series.names, series.timestamps, frequency, series.time_name)

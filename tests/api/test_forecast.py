@@ -325,3 +325,20 @@ async def test_the_first_day_is_forecast_better_than_by_repeating_the_last_one(
         errors.append([(((guess - truth) / unit) ** 2).mean() for guess in guesses])
     model, last_day = np.mean(errors, axis=0)
     assert model < last_day
+
+
+async def test_no_path_is_redirected_and_every_one_has_the_error_shape(client: httpx.AsyncClient) -> None:
+    for path in (f"{URL}/", "/v1/models/", "/metrics/", "/docs/", "/v1/models/hot-etth1/nothing/"):
+        for method in ("GET", "POST"):
+            response = await client.request(method, path, headers={"host": "elsewhere.example"})
+            assert response.status_code == 404, path
+            assert response.json() == {"error": "Not Found"}
+    for path in ("/v2/", "/v2/health/ready/", "/v2/models/hot-etth1/"):
+        assert (await client.get(path)).status_code == 200
+
+
+async def test_repeated_accept_headers_are_one_list(client: httpx.AsyncClient) -> None:
+    headers = [("content-type", "text/csv"), ("accept", "image/png"), ("accept", "text/csv")]
+    response = await client.post(URL, content=table(values()), headers=headers)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import subprocess
@@ -226,3 +227,41 @@ def test_pandas_is_not_loaded_before_the_first_timestamp() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_fields_are_parted_as_the_header_shows(delimiter: str, mark: bytes) -> None:
+    rows = [["date", "a", "b (x)"], ["2020-01-01", "1.5", "-2"], ["2020-01-02", "2.5", "1e3"]]
+    text = mark + "\n".join(delimiter.join(row) for row in rows).encode()
+    found = read_csv(text)
+    assert found.names == ("a", "b (x)")
+    assert found.values.tolist() == [[1.5, 2.5], [-2.0, 1000.0]]
+    assert found.timestamps is not None
+
+
+def test_a_semicolon_in_a_name_parts_nothing() -> None:
+    assert read_csv(b"date,a;b,c\n2020-01-01,1,2\n2020-01-02,3,4\n").names == ("a;b", "c")
+    assert read_csv(b'date;"a;b,c";d\n2020-01-01;1;2\n2020-01-02;3;4\n').names == ("a;b,c", "d")
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"2020-01-01 00:00:00,1.5,2",
+        b"2020-01-01T00:00:00+01:00;1;2",
+        b"1,2.5,-3e4",
+        b"5",
+        b"2020/1/1\t1\t2",
+        b"1,nan,2",
+    ],
+)
+def test_a_file_without_header_is_told_so(first: bytes) -> None:
+    with pytest.raises(UnusableInput, match="no header"):
+        read_csv(b"\n".join([first] * 3))
+
+
+@pytest.mark.parametrize("header", [b"date,2019,2020", b",0,1", b"2 rooms,3 rooms,4", b"1st,2,3"])
+def test_names_that_begin_with_digits_are_names(header: bytes) -> None:
+    rows = b"\n".join(b"2020-01-%02d,%d,%d" % (day, day, day) for day in (1, 2, 3))
+    assert len(read_csv(header + b"\n" + rows).names) == 2

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from tests.service.process import Server, serving
+from tests.service.process import Server, patiently, serving
 
 MIB = 1 << 20
 
@@ -48,6 +48,16 @@ def metric(server: Server, name: str) -> float:
     """Sum of the samples whose line on /metrics begins with `name`."""
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+
+def metric_of_status(server: Server, status: int) -> float:
+    """HTTP answers of this status, over all routes."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in lines
+        if line.startswith("kronserve_http_requests_total{") and f'status="{status}"' in line
+    )
 
 
 def good_request_works(server: Server) -> None:
@@ -258,6 +268,18 @@ async def test_clients_that_leave_are_counted_and_harm_nobody(server: Server):
     good_request_works(server)
     assert metric(server, "kronserve_queue_requests") == 0
     assert metric(server, 'kronserve_inference_requests_total{outcome="cancelled"}') > cancelled
+
+
+def test_clients_that_leave_in_the_middle_of_an_upload_are_no_defect_of_ours(server: Server):
+    paths = ("/v1/models/hot-etth1/forecast", "/v1/models/hot-adrenal/classify", "/v2/models/hot-etth1/infer")
+    failed, gone = metric_of_status(server, 500), metric_of_status(server, 499)
+    for path in paths:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+            connection.sendall(head.encode() + bytes(1000))
+    patiently(lambda: metric_of_status(server, 499) >= gone + len(paths))
+    assert metric_of_status(server, 500) == failed
+    assert "Traceback" not in server.log.read_text()
 
 
 async def test_sigterm_under_load_answers_what_was_accepted_and_exits_0(mixed_repository: Path, tmp_path: Path):

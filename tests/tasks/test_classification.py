@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from app.errors import InferenceFailed, UnusableInput
 from app.manifest import Binarise, Reorient, Resize, VolumeClassification
 from app.readers.volumes import Volume
-from app.tasks.classification import MAX_AXIS, NOTICE, finish, prepare, preprocess, probabilities, resize_area
+from app.tasks.classification import MAX_AXIS, finish, prepare, preprocess, probabilities, resize_area
 
 
 def voxels(*shape: int) -> npt.NDArray[np.float32]:
@@ -131,7 +131,7 @@ def test_finish() -> None:
     prepared = prepare(Volume(voxels(2, 2, 2), "npy"), spec())
     logits = np.log(np.array([[0.2, 0.7, 0.1]], np.float32))
     answer = finish(prepared, {"logits": logits})
-    assert (answer.index, answer.label, answer.notice) == (1, "other", NOTICE)
+    assert (answer.index, answer.label) == (1, "other")
     assert answer.probability == pytest.approx(0.7, abs=1e-6)
     assert answer.probabilities == pytest.approx({"normal": 0.2, "other": 0.7, "third": 0.1}, abs=1e-6)
     assert answer.input == {"format": "npy", "shape": [2, 2, 2], "spacing": None}

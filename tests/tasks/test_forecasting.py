@@ -149,15 +149,6 @@ def test_timestamps_continue() -> None:
     assert forecast(walk()).timestamps is None
 
 
-def test_a_frequency_given_beside_the_series() -> None:
-    stamps = pd.date_range("2020-01-01", periods=40, freq="D")
-    known = series(walk(), timestamps=stamps, frequency="D")
-    assert prepare(known, SPEC, freq="day").series.frequency == "D"
-    assert prepare(series(walk()), SPEC, freq="hour").series.frequency == "h"
-    with pytest.raises(UnusableInput, match="given step 'h'"):
-        prepare(known, SPEC, freq="h")
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_graph_that_answers_nonsense_has_failed(value: float) -> None:
     with pytest.raises(InferenceFailed):

@@ -1,0 +1,37 @@
+"""The paths of a task: /v1/models/{model}/TASK, and the same of one version."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def task_router(
+    endpoint: Callable[..., Awaitable[Response]],
+    task: str,
+    summary: str,
+    *,
+    responses: Mapping[int | str, dict[str, Any]],
+    openapi_extra: Mapping[str, Any],
+) -> APIRouter:
+    """POST routes to `endpoint`, which reads the version from the request's path parameters; None there is any."""
+    router = APIRouter(tags=["Tasks"])
+    for path, title, extra in (
+        (f"/v1/models/{{model}}/{task}", summary, {}),
+        (f"/v1/models/{{model}}/versions/{{version}}/{task}", f"{summary} with one version", {"parameters": [VERSION]}),
+    ):
+        router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            summary=title,
+            responses=dict(responses),
+            response_class=Response,
+            openapi_extra={**openapi_extra, **extra},
+        )
+    return router
