@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +22,15 @@ hypothesis_settings.load_profile("kronserve")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Compiled models and measured plans of this run alone, here and in every server process."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KRONSERVE_CACHE_DIR", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The shipped bundles; KRONSERVE_REPOSITORY names others of the same names and shapes."""
@@ -29,9 +38,16 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def service_settings(repository: Path) -> Settings:
+def service_settings(repository: Path, cache: Path) -> Settings:
     """Small limits, so that tests reach them with small bodies."""
-    return Settings(repository=repository, device="cpu", executors=2, max_body_bytes=4 << 20, max_decoded_bytes=8 << 20)
+    return Settings(
+        repository=repository,
+        cache_dir=cache,
+        device="cpu",
+        executors=2,
+        max_body_bytes=4 << 20,
+        max_decoded_bytes=8 << 20,
+    )
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import onnxruntime as ort
+import orjson
 import pytest
 
 from tests.service.process import Server, patiently, serving
@@ -82,7 +83,8 @@ def test_unit_of_a_variate_is_the_unit_of_its_forecast(server: Server, scale: fl
         np.testing.assert_allclose(after[other], before[other], rtol=0, atol=1e-5 * max(np.std(before[other]), 1.0))
 
 
-def test_body_of_200_mb_is_413_within_a_second_and_memory_stays(server: Server):
+def test_body_of_200_mb_is_413_at_once_and_memory_stays(server: Server):
+    """Milliseconds on a quiet machine; the bound leaves room for one that is busy with everything else."""
     good_request_works(server)
     before = server.resident_bytes()
     for path in ("/v2/models/hot-etth1/infer", "/v1/models/hot-etth1/forecast", "/v1/models/hot-adrenal/classify"):
@@ -93,7 +95,7 @@ def test_body_of_200_mb_is_413_within_a_second_and_memory_stays(server: Server):
         answer = connection.getresponse()
         assert answer.status == 413
         assert "error" in answer.read().decode()
-        assert time.monotonic() - started < 5, "bounded even on a busy machine"
+        assert time.monotonic() - started < 5
         connection.close()
     assert server.resident_bytes() - before < 32 * MIB
     good_request_works(server)
@@ -327,8 +329,46 @@ def test_not_ready_but_accepting_during_the_shutdown_delay(mixed_repository: Pat
 
 def test_live_before_ready(mixed_repository: Path, tmp_path: Path):
     """The port answers while models load; a model asked for too early is 503, not 404."""
-    with serving(mixed_repository, tmp_path / "log", wait_ready=False) as server:
+    options = ("--cache-dir", str(tmp_path / "cache"), "--plan-seconds", "5")  # nothing remembered: loading takes time
+    with serving(mixed_repository, tmp_path / "log", *options, wait_ready=False) as server:
         assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 503
+        early = httpx.get(f"{server.url}/v2/models/hot-etth1/ready")
+        inference = httpx.post(f"{server.url}/v2/models/hot-etth1/infer", json={"inputs": []})
+        task = httpx.post(f"{server.url}/v1/models/hot-etth1/forecast", content=csv_of(np.zeros((1, 96))))
+        for answer in (early, inference, task):
+            assert answer.status_code == 503, answer.text
+            assert "load" in answer.json()["error"]
+        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 503, "it was still loading all the while"
+
+
+async def test_full_queue_is_429_and_says_when_to_come_back(mixed_repository: Path, tmp_path: Path):
+    """One request of many rows is more work than may wait; the next one is told so, and served when it is done."""
+    with serving(mixed_repository, tmp_path / "log", "--queue-budget", "0.001", "--max-batch", "1") as server:
+        series = np.zeros((2000, 21, 96), "<f4")
+        header = b'{"inputs":[{"name":"series","shape":[2000,21,96],"datatype":"FP32",'
+        header += b'"parameters":{"binary_data_size":%d}}]}' % series.nbytes
+        small = {"inputs": [{"name": name, "shape": [1, 3], "datatype": "INT32", "data": [1, 2, 3]} for name in "ab"]}
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            large = asyncio.create_task(
+                client.post(
+                    "/v2/models/hot-etth1/infer",
+                    content=header + series.tobytes(),
+                    headers={"Inference-Header-Content-Length": str(len(header))},
+                )
+            )
+            await asyncio.to_thread(patiently, lambda: metric(server, "kronserve_estimated_wait_seconds") > 0.01)
+            for path, body in (
+                ("/v2/models/add/infer", orjson.dumps(small)),
+                ("/v1/models/hot-etth1/forecast", csv_of(np.random.default_rng(0).normal(size=(1, 96))).encode()),
+            ):
+                refused = await client.post(path, content=body)
+                assert refused.status_code == 429, refused.text
+                assert int(refused.headers["retry-after"]) >= 1
+                assert "queue is full" in refused.json()["error"]
+            large.cancel()
+            await asyncio.to_thread(patiently, lambda: metric(server, "kronserve_estimated_wait_seconds") == 0)
+            assert (await client.post("/v2/models/add/infer", json=small)).status_code == 200
 
 
 def test_bad_setting_stops_the_start_and_is_named(tmp_path: Path):
