@@ -157,13 +157,17 @@ class WaitingLine:
         """Seconds until a request that arrives now would start, by the measured rates."""
         return self._backlog / self._executors
 
-    def admit(self, entry: Entry) -> None:
-        """Queue an entry, or raise Overloaded with the seconds after which to try again."""
+    def check_room(self) -> None:
+        """Raise Overloaded, with the seconds after which to try again, when nothing more is admitted."""
         if self.requests >= self._max_requests or self.estimated_wait > self._max_wait:
             raise Overloaded(
                 f"the queue is full ({self.requests} requests, {self.estimated_wait:.2f} s of work); try again later",
                 retry_after=self.estimated_wait,
             )
+
+    def admit(self, entry: Entry) -> None:
+        """Queue an entry, or raise Overloaded."""
+        self.check_room()
         line = self._lines[entry.model]
         _drop_stale(line.order)
         if line.order and entry.arrived - line.order[0][2].arrived > STALLED * self._max_wait:

@@ -180,6 +180,15 @@ class Scheduler:
         """Seconds until a request that arrives now would start."""
         return self._line.estimated_wait
 
+    def check_room(self) -> None:
+        """Refuse a request before it is decoded when the queue is full: Overloaded, and counted as refused."""
+        try:
+            self._line.check_room()
+        except KronserveError:
+            self.counters.submitted += 1
+            self.counters.refused += 1
+            raise
+
     def submit(
         self,
         model: Runnable,

@@ -130,9 +130,12 @@ async def test_queue_limit_refuses_and_counts():
         waiting = [scheduler.submit(model, rows(n), ["y"]) for n in range(2)]
         with pytest.raises(Overloaded):
             scheduler.submit(model, rows(9), ["y"])
+        with pytest.raises(Overloaded):
+            scheduler.check_room()
         model.gate.set()
         await asyncio.gather(first, *waiting)
-    assert scheduler.counters.refused == 1
+        scheduler.check_room()
+    assert (scheduler.counters.submitted, scheduler.counters.refused) == (5, 2)
 
 
 async def test_lost_device_fails_what_waits_and_what_comes():
