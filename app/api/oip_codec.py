@@ -225,11 +225,12 @@ def _parse(text: bytes) -> dict[str, Any]:
         raise InvalidRequest("the body must be a JSON object")
     if len(text) <= SMALL_DOCUMENT:
         return cast("dict[str, Any]", document.as_dict())
-    plain = {key: _plain(document[key]) for key in _few(document) if key != "inputs"}
+    _few(document)
+    plain = {key: _plain(value) for key, value in document.items() if key != "inputs"}
     inputs = document.get("inputs")
     if isinstance(inputs, simdjson.Array):
         plain["inputs"] = [
-            {key: item[key] if key == "data" else _plain(item[key]) for key in _few(item)}
+            {key: value if key == "data" else _plain(value) for key, value in _few(item).items()}
             if isinstance(item, simdjson.Object)
             else None
             for item in _few(inputs)

@@ -323,6 +323,15 @@ def test_deep_nesting_is_no_trouble(server: Server, depth: int, datatype: str):
         assert answer.json()["error"]
 
 
+@pytest.mark.parametrize("padding", [0, 5000])
+def test_names_with_any_character_are_no_trouble(server: Server, padding: int):
+    """Unknown members are ignored, whatever they are called, in small documents and in large ones."""
+    item = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3], "\0": 1, "a\0b": {"\0": 1}, "": 1}
+    body = json.dumps({"inputs": [item], "\0": 1, "": {"\0": []}, "\u0001": "x" * padding})
+    answer = httpx.post(f"{server.url}/v2/models/offset/infer", content=body)
+    assert answer.json()["outputs"][0]["data"] == [2.0, 3.0, 4.0], answer.text
+
+
 def test_absurd_header_length_is_400(server: Server):
     headers = {"Inference-Header-Content-Length": "9" * 5000}
     answer = httpx.post(f"{server.url}/v2/models/offset/infer", content=b"{}", headers=headers)
