@@ -16,7 +16,8 @@ import numpy as np
 from app.api.grpc import inference_pb2 as pb
 from app.api.raw_tensors import filled, from_bytes, to_bytes
 from app.engine.runtime import NUMPY_TYPES, Model
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, NotSupported
+from app.tasks.tensors import SHOWN_NAME, unexpected_input, unknown_output
 from app.tasks.top_classes import top_classes
 
 CONTENTS = {
@@ -33,7 +34,10 @@ CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""The field of each datatype in InferTensorContents; FP16 and BF16 have none."""
+"""The field of each datatype in InferTensorContents; FP16 has none."""
+
+MAX_AXES = 32
+"""Longest shape."""
 
 _WIDE = {"bool_contents": "?", "int_contents": "i4", "uint_contents": "u4", "int64_contents": "i8"}
 _WIDE |= {"uint64_contents": "u8", "fp32_contents": "f4", "fp64_contents": "f8"}
@@ -54,8 +58,11 @@ class InferCall:
     priority: int
 
 
-def decode(request: pb.ModelInferRequest) -> InferCall:
-    """The request's tensors and parameters; InvalidRequest names the field at fault."""
+def decode(request: pb.ModelInferRequest, model: Model) -> InferCall:
+    """The request's tensors and parameters; InvalidRequest names the field at fault.
+
+    What the model does not know is refused at once, so that a message of many small parts costs no time.
+    """
     raw = request.raw_input_contents
     inputs = request.inputs
     if raw and len(raw) != len(inputs):
@@ -65,6 +72,8 @@ def decode(request: pb.ModelInferRequest) -> InferCall:
         name = item.name
         if not name:
             raise InvalidRequest("an input has no name", field="inputs")
+        if name not in model.input_specs:
+            raise unexpected_input(model, name)
         if name in tensors:
             raise InvalidRequest(f"input {name!r} is given twice", field=name)
         tensors[name] = _decode_input(item, raw[number] if raw else None)
@@ -72,6 +81,10 @@ def decode(request: pb.ModelInferRequest) -> InferCall:
     for output in request.outputs:
         if not output.name:
             raise InvalidRequest("every requested output needs a name", field="outputs")
+        if output.name not in model.output_names:
+            raise unknown_output(model, output.name)
+        if output.name in outputs:
+            raise InvalidRequest(f"output {output.name!r} is requested twice", field=output.name)
         outputs[output.name] = _count(output.parameters, "classification")
     timeout = _count(request.parameters, "timeout")
     return InferCall(
@@ -108,7 +121,11 @@ def _decode_input(item: pb.ModelInferRequest.InferInputTensor, blob: bytes | Non
     name, datatype = item.name, item.datatype
     dtype = NUMPY_TYPES.get(datatype)
     if dtype is None:
-        raise InvalidRequest(f"input {name!r} has the unknown or unsupported datatype {datatype!r}", field=name)
+        if datatype == "BF16":
+            raise NotSupported(f"input {name!r}: BF16 is not supported", field=name)
+        raise InvalidRequest(f"input {name!r} has the unknown datatype {datatype[:SHOWN_NAME]!r}", field=name)
+    if len(item.shape) > MAX_AXES:
+        raise InvalidRequest(f"input {name!r} has {len(item.shape)} axes, more than {MAX_AXES}", field=name)
     shape = list(item.shape)
     if any(size < 0 for size in shape):
         raise InvalidRequest(f"input {name!r} needs a shape of non-negative integers", field=name)

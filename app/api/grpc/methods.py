@@ -21,10 +21,11 @@ from app.api import dataplane, model_control
 from app.api.dataplane import OFFLOAD_CLASSES_BYTES
 from app.api.grpc import codec
 from app.api.grpc import inference_pb2 as pb
-from app.api.grpc.statuses import status_code, trailing_metadata
+from app.api.grpc.statuses import LONGEST_MESSAGE, status_code, trailing_metadata
 from app.api.model_config import model_config
 from app.engine.runtime import Model
 from app.errors import DeadlineExceeded, InvalidRequest, KronserveError, Unavailable
+from app.readers.byte_budget import SMALL
 from app.readers.offload import INLINE_BYTES, offload
 from app.service import Service
 from app.tasks.tensors import check_inputs
@@ -78,13 +79,22 @@ class Calls:
                 code, failure = grpc.StatusCode.INTERNAL, KronserveError("internal error")
             finally:
                 service.metrics.called(name, code.name, time.perf_counter() - started)
-            await context.abort(code, failure.message, trailing_metadata(failure))
+            failure.__traceback__ = None  # it would hold the message until the next garbage collection
+            await context.abort(code, failure.message[:LONGEST_MESSAGE], trailing_metadata(failure))
             raise AssertionError("abort raises")
 
         return answer
 
 
 async def _infer(service: Service, body: bytes, context: Context) -> bytes:
+    if len(body) <= SMALL:
+        return await _run(service, body, context)
+    with service.body_budget.lease() as lease:
+        await lease.take(len(body))
+        return await _run(service, body, context)
+
+
+async def _run(service: Service, body: bytes, context: Context) -> bytes:
     model, call, inputs = await offload(len(body), lambda: _decode(service, body))
     timeout, remaining = call.timeout, context.time_remaining()
     if remaining is not None:
@@ -101,7 +111,7 @@ async def _infer(service: Service, body: bytes, context: Context) -> bytes:
 def _decode(service: Service, body: bytes) -> tuple[Model, codec.InferCall, dict[str, np.ndarray]]:
     request = _parse(pb.ModelInferRequest, body)
     model = service.repository.get(request.model_name, request.model_version or None)
-    call = codec.decode(request)
+    call = codec.decode(request, model)
     return model, call, check_inputs(model, call.tensors)
 
 

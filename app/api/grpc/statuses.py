@@ -8,6 +8,9 @@ import grpc
 
 from app.errors import KronserveError, Overloaded
 
+LONGEST_MESSAGE = 500
+"""Characters. A message travels in the trailers, each character as up to 12 bytes; clients take 8 KiB of them."""
+
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
