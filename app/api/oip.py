@@ -263,7 +263,7 @@ async def _infer(
     # Only tensors in binary are as large in memory as they are here.
     decoded_limit = settings.max_decoded_bytes if header_length else min(settings.max_decoded_bytes, MAX_JSON_BYTES)
     body = await read_body(receive, headers, settings.max_body_bytes, decoded_limit, lease)
-    service.scheduler.check_room()
+    service.scheduler.check_room(model)
     if len(body) > INLINE_BYTES:
         request, inputs = await offload(len(body), partial(_decode, body, header_length, model))
     else:

@@ -180,13 +180,14 @@ class Scheduler:
         """Seconds until a request that arrives now would start."""
         return self._line.estimated_wait
 
-    def check_room(self) -> None:
+    def check_room(self, model: Runnable) -> None:
         """Refuse a request before it is decoded when the queue is full: Overloaded, and counted as refused."""
         try:
             self._line.check_room()
         except KronserveError:
             self.counters.submitted += 1
             self.counters.refused += 1
+            self._report(model, 0.0, succeeded=False)
             raise
 
     def submit(
@@ -239,7 +240,7 @@ class Scheduler:
                     self._line.admit(entry)
             except KronserveError:
                 self.counters.refused += 1
-                self._report(entry, 0.0, succeeded=False)
+                self._report(entry.model, 0.0, succeeded=False)
                 raise
             self._in_flight.add(entry)
             self._condition.notify()
@@ -282,7 +283,7 @@ class Scheduler:
             counters.cancelled += 1
             return
         error = future.exception()
-        self._report(entry, self._clock() - entry.arrived, succeeded=error is None)
+        self._report(entry.model, self._clock() - entry.arrived, succeeded=error is None)
         match error:
             case None:
                 counters.succeeded += 1
@@ -293,9 +294,9 @@ class Scheduler:
             case _:
                 counters.failed += 1
 
-    def _report(self, entry: Entry, seconds: float, *, succeeded: bool) -> None:
+    def _report(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
         for observer in self._observers:
-            observer.request_done(entry.model, seconds, succeeded=succeeded)
+            observer.request_done(model, seconds, succeeded=succeeded)
 
     def _forget_idle(self) -> None:
         for model in [model for model in self._retiring if not self._line.waiting_for(model)]:

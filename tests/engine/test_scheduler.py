@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.engine.scheduler import Scheduler
+from app.engine.scheduler import BatchTimes, Runnable, Scheduler
 from app.errors import DeadlineExceeded, DeviceFailed, InferenceFailed, KronserveError, Overloaded, Unavailable
 from tests.engine.fakes import FATAL, POISON, DoublingModel
 
@@ -131,10 +131,10 @@ async def test_queue_limit_refuses_and_counts():
         with pytest.raises(Overloaded):
             scheduler.submit(model, rows(9), ["y"])
         with pytest.raises(Overloaded):
-            scheduler.check_room()
+            scheduler.check_room(model)
         model.gate.set()
         await asyncio.gather(first, *waiting)
-        scheduler.check_room()
+        scheduler.check_room(model)
     assert (scheduler.counters.submitted, scheduler.counters.refused) == (5, 2)
 
 
@@ -224,6 +224,43 @@ def test_every_request_ends_exactly_once(requests: list[tuple], executors: int, 
         assert (scheduler.queued, scheduler.running) == (0, 0)
 
     asyncio.run(scenario())
+
+
+async def test_observers_hear_of_every_ending_once():
+    class Watching:
+        def __init__(self) -> None:
+            self.endings: list[bool] = []
+            self.waits = self.rows = 0
+
+        def batch_done(self, model: Runnable, rows: int, waited: list[float], times: BatchTimes) -> None:
+            self.waits += len(waited)
+            self.rows += rows
+            assert times.stack + times.infer + times.split <= times.whole
+
+        def request_done(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
+            self.endings.append(succeeded)
+
+    watching, model = Watching(), DoublingModel(batch_limit=4)
+    scheduler = Scheduler(executors=1, max_wait=inf, max_requests=3, observers=[watching])
+    scheduler.start()
+    scheduler.register(model)
+    first = await blocked(scheduler, model)
+    long, bad, gone = (scheduler.submit(model, rows(*values), ["y"]) for values in (range(9), [POISON], [1]))
+    gone.cancel()
+    await asyncio.sleep(0)
+    scheduler.submit(model, rows(2), ["y"])
+    for refused in (lambda: scheduler.check_room(model), lambda: scheduler.submit(model, rows(3), ["y"])):
+        with pytest.raises(Overloaded):
+            refused()
+    model.gate.set()
+    await first
+    assert len((await long)["y"]) == 9
+    with pytest.raises(InferenceFailed):
+        await bad
+    await scheduler.close(5.0)
+    assert (watching.endings.count(True), watching.endings.count(False)) == (3, 3)
+    assert watching.waits == 4, "each admitted request that was run waited once, however many slices it had"
+    assert watching.rows == 1 + 9 + 1 + 1
 
 
 async def test_retired_model_answers_what_it_accepted_and_is_let_go():
