@@ -214,8 +214,12 @@ class InferFirst:
             return
         scope["route"] = INFER_ROUTE
         try:
-            with Lease(self._service.body_budget) as lease:
+            lease = Lease(self._service.body_budget)
+            try:  # not `with`: this is the path of every small request, which holds nothing
                 answer = await _infer(self._service, parameters, scope["headers"], receive, lease)
+            finally:
+                if lease.held:
+                    lease.settle(0)
         except KronserveError as error:
             await error_response(error)(scope, receive, send)
         except ClientDisconnect:
@@ -261,7 +265,9 @@ async def _infer(
         elif name == b"accept-encoding":
             accept_encoding = value
     # Only tensors in binary are as large in memory as they are here.
-    decoded_limit = settings.max_decoded_bytes if header_length else min(settings.max_decoded_bytes, MAX_JSON_BYTES)
+    decoded_limit = settings.max_decoded_bytes
+    if header_length is None and decoded_limit > MAX_JSON_BYTES:
+        decoded_limit = MAX_JSON_BYTES
     body = await read_body(receive, headers, settings.max_body_bytes, decoded_limit, lease)
     service.scheduler.check_room(model)
     if len(body) > INLINE_BYTES:

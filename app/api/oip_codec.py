@@ -46,7 +46,7 @@ MAX_AXES = 32
 """Longest shape; nested data goes no deeper."""
 
 MAX_AXIS = 1 << 31
-"""Longest axis; numpy's own limit is for the product of those that are not empty."""
+"""Longest axis beside an empty one; without one, the number of elements is limit enough."""
 
 BINARY_ONLY = frozenset({"FP16", "BF16"})
 
@@ -277,7 +277,7 @@ def _decode_input(item: Any, blobs: _Blobs, model: Model) -> tuple[str, np.ndarr
         raise InvalidRequest(f"input {name!r} needs a shape of non-negative integers", field=name)
     if len(shape) > MAX_AXES:
         raise InvalidRequest(f"input {name!r} has {len(shape)} axes, no model has more than {MAX_AXES}", field=name)
-    if shape and max(shape) > MAX_AXIS:
+    if 0 in shape and max(shape) > MAX_AXIS:
         raise InvalidRequest(f"input {name!r}: shape {shape} is out of bounds", field=name)
     size = _parameters(item, f"parameters of input {name!r}").get("binary_data_size")
     data = item.get("data")
@@ -294,7 +294,8 @@ def _decode_input(item: Any, blobs: _Blobs, model: Model) -> tuple[str, np.ndarr
             raise InvalidRequest(f"input {name!r}: data cannot be read", field=name) from error
     if not isinstance(data, simdjson.Array):
         raise InvalidRequest(f"input {name!r}: data must be a list", field=name)
-    return name, *_from_json(data, name, str(datatype), dtype, shape)
+    tensor, lists = _from_json(data, name, str(datatype), dtype, shape)
+    return name, tensor, lists
 
 
 def _unknown_datatype(name: str, datatype: object) -> KronserveError:

@@ -157,7 +157,7 @@ BAD_JSON: list[tuple[str, Any, str]] = [
     ("data does not fill the shape", {"inputs": [tensor(shape=[2, 3]), OTHER]}, "fill"),
     ("negative dimension", {"inputs": [tensor(shape=[-1, 3]), OTHER]}, "shape"),
     ("absurd dimensions of no elements", {"inputs": [tensor(shape=[0, 2**62, 2**62], data=[]), OTHER]}, "bounds"),
-    ("absurd dimension", {"inputs": [tensor(shape=[2**62, 2**62]), OTHER]}, "bounds"),
+    ("absurd dimension", {"inputs": [tensor(shape=[2**62, 2**62]), OTHER]}, "fill"),
     ("fractional dimension", {"inputs": [tensor(shape=[1.5, 2]), OTHER]}, "shape"),
     ("unknown datatype", {"inputs": [tensor(datatype="INT33"), OTHER]}, "datatype"),
     ("other datatype than the model's", {"inputs": [tensor(datatype="FP32"), OTHER]}, "INT32"),
