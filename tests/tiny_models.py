@@ -90,3 +90,16 @@ def write_lookup_model(folder: Path, size: int) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
+
+
+def write_argmax_model(folder: Path) -> None:
+    """NAME/VERSION with y = argmax of x over [batch, width], which an empty row does not have."""
+    graph = helper.make_graph(
+        [helper.make_node("ArgMax", ["x"], ["y"], axis=1, keepdims=0)],
+        "argmax",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "width"])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, ["batch"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / "model.onnx")

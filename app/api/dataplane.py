@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from app.engine.runtime import Model
+from app.errors import InferenceFailed, InvalidRequest
 from app.service import Service
 from app.tasks.tensors import check_outputs
 
@@ -77,3 +78,11 @@ def submit(
     longest = service.settings.request_timeout
     limit = min(timeout or longest, longest)
     return service.scheduler.submit(model, inputs, names, timeout=limit, priority=priority)
+
+
+def fault(inputs: Mapping[str, np.ndarray], error: InferenceFailed) -> InferenceFailed | InvalidRequest:
+    """Whose fault a failed inference is: the caller's, if an axis is empty and the graph cannot take that."""
+    for name, tensor in inputs.items():
+        if 0 in tensor.shape[1:]:
+            return InvalidRequest(f"input {name!r} has an empty axis: {error.message}", field=name)
+    return error

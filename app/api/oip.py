@@ -21,7 +21,7 @@ from app.api.model_config import model_config
 from app.api.oip_codec import JSON_HEADER_LENGTH, MAX_JSON_BYTES, InferRequest, decode_request, encode_response
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
-from app.errors import InvalidRequest, KronserveError
+from app.errors import InferenceFailed, InvalidRequest, KronserveError
 from app.readers.bounded import read_body
 from app.readers.byte_budget import Lease
 from app.readers.offload import INLINE_BYTES, offload
@@ -276,7 +276,10 @@ async def _infer(
         request, inputs = _decode(body, header_length, model)
     outputs = [output.name for output in request.outputs]
     future = dataplane.submit(service, model, inputs, outputs, timeout=request.timeout, priority=request.priority)
-    results = await answer_or_disconnect(future, receive)
+    try:
+        results = await answer_or_disconnect(future, receive)
+    except InferenceFailed as error:
+        raise dataplane.fault(inputs, error) from error
     size = sum(tensor.nbytes for tensor in results.values())
     inline = OFFLOAD_CLASSES_BYTES if request.classified else INLINE_BYTES
     if size > inline:

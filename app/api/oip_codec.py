@@ -34,7 +34,7 @@ MAX_NUMBERS = 8 << 20
 MAX_GENERAL_BYTES = 1 << 20
 """Text of any member but `data`."""
 
-MAX_MEMBERS = 1024
+MAX_INPUTS = 1024
 
 MAX_STRINGS = 1 << 20
 """BYTES elements in one JSON tensor; each is a Python object."""
@@ -210,7 +210,7 @@ def _parse(text: bytes) -> dict[str, Any]:
     Those stay in the parser's own memory, from which numbers are copied without a Python object for each.
 
     Raises:
-        InvalidRequest: not JSON, or more members than a request has.
+        InvalidRequest: not JSON, or more inputs than any model has.
         PayloadTooLarge: past MAX_JSON_BYTES, MAX_NUMBERS, or MAX_GENERAL_BYTES in anything but `data`.
     """
     if len(text) > MAX_NUMBERS and (len(text) > MAX_JSON_BYTES or text.count(b",") >= MAX_NUMBERS):
@@ -225,23 +225,20 @@ def _parse(text: bytes) -> dict[str, Any]:
         raise InvalidRequest("the body must be a JSON object")
     if len(text) <= SMALL_DOCUMENT:
         return cast("dict[str, Any]", document.as_dict())
-    _few(document)
-    plain = {key: _plain(value) for key, value in document.items() if key != "inputs"}
+    # Members are asked for by name: a walk over them would make Python objects of everything.
+    plain = {key: _plain(document.get(key)) for key in ("id", "parameters", "outputs")}
     inputs = document.get("inputs")
     if isinstance(inputs, simdjson.Array):
-        plain["inputs"] = [
-            {key: value if key == "data" else _plain(value) for key, value in _few(item).items()}
-            if isinstance(item, simdjson.Object)
-            else None
-            for item in _few(inputs)
-        ]
+        if len(inputs) > MAX_INPUTS:
+            raise InvalidRequest(f"more than {MAX_INPUTS} inputs", field="inputs")
+        plain["inputs"] = [_members(item) if isinstance(item, simdjson.Object) else None for item in inputs]
     return plain
 
 
-def _few(container: Any) -> Any:
-    if len(container) > MAX_MEMBERS:
-        raise InvalidRequest(f"an object or the list of inputs has more than {MAX_MEMBERS} members")
-    return container
+def _members(item: Any) -> dict[str, Any]:
+    """The members of an input; its data stays in the parser's memory if it is a list."""
+    plain = {key: _plain(item.get(key)) for key in ("name", "shape", "datatype", "parameters")}
+    return {**plain, "data": item.get("data")}
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.service.process import Server, serving
-from tests.tiny_models import write_identity_model
+from tests.tiny_models import write_argmax_model, write_identity_model
 
 MIB = 1 << 20
 FORECASTER = "/v2/models/hot-etth1/infer"
@@ -24,6 +24,7 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("identity")
     for datatype in ("FP32", "FP16", "BOOL", "BYTES", "INT32"):
         write_identity_model(root / "models" / datatype.lower() / "1", datatype, "width")
+    write_argmax_model(root / "models" / "argmax" / "1")
     limits = ("--max-inflight-bytes", str(64 * MIB), "--max-decoded-bytes", str(64 * MIB))
     options = ("--max-batch", "4", "--cache-dir", str(root / "cache"), *limits)
     with serving(root / "models", root / "log", *options) as running:
@@ -71,7 +72,6 @@ def test_numbers_that_do_not_fill_the_shape_are_not_copied(identity: Server):
         ('"parameters": {"a": [' + "[]," * (1 << 20) + "[]]}", 413),
         ('"inputs": [' + "{}," * 2000 + "{}]", 400),
         ('"parameters": {' + ",".join(f'"{n}": 0' for n in range(200_000)) + "}", 413),
-        (",".join(f'"{n}": 0' for n in range(2000)), 400),
     ],
 )
 def test_bulk_in_anything_but_data_is_refused(server: Server, text: str, status: int):
@@ -156,6 +156,8 @@ def test_empty_axes_are_legal_where_a_bare_graph_takes_them(identity: Server, se
         answer = ask(identity, "FP32", "[]", shape)
         assert answer.status_code == 200, answer.text
         assert (answer.json()["outputs"][0]["shape"], answer.json()["outputs"][0]["data"]) == (shape, [])
+    item = {"name": "x", "shape": [1, 0], "datatype": "FP32", "data": []}
+    refused(httpx.post(f"{identity.url}/v2/models/argmax/infer", json={"inputs": [item]}), "empty axis")
     item = {"name": "series", "shape": [1, 0, 96], "datatype": "FP32", "data": []}
     refused(httpx.post(server.url + FORECASTER, json={"inputs": [item]}), "must have shape")
 

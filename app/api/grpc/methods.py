@@ -24,7 +24,7 @@ from app.api.grpc import inference_pb2 as pb
 from app.api.grpc.statuses import LONGEST_MESSAGE, status_code, trailing_metadata
 from app.api.model_config import model_config
 from app.engine.runtime import Model
-from app.errors import DeadlineExceeded, InvalidRequest, KronserveError, Unavailable
+from app.errors import DeadlineExceeded, InferenceFailed, InvalidRequest, KronserveError, Unavailable
 from app.readers.byte_budget import SMALL
 from app.readers.offload import INLINE_BYTES, offload
 from app.service import Service
@@ -102,7 +102,10 @@ async def _run(service: Service, body: bytes, context: Context) -> bytes:
             raise DeadlineExceeded("the call's deadline passed before it was queued")
         timeout = min(timeout or remaining, remaining)
     # A call that its client gives up is cancelled here, and the request with it.
-    results = await dataplane.submit(service, model, inputs, call.outputs, timeout=timeout, priority=call.priority)
+    try:
+        results = await dataplane.submit(service, model, inputs, call.outputs, timeout=timeout, priority=call.priority)
+    except InferenceFailed as error:
+        raise dataplane.fault(inputs, error) from error
     inline = OFFLOAD_CLASSES_BYTES if any(call.outputs.values()) else INLINE_BYTES
     size = sum(tensor.nbytes for tensor in results.values())
     return await offload(size, lambda: _encode(model, call, results), inline)
