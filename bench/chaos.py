@@ -99,8 +99,8 @@ def counters(port: int) -> dict[str, int]:
 def start(repository: Path, folder: Path) -> Running:
     """A kronserve process with its default settings and a cache of its own."""
     port = free_port()
-    command = [str(Path(sys.executable).with_name("kronserve")), "serve", "--repository", str(repository), "--grpc-port", "none"]
-    command += ["--port", str(port), "--cache-dir", str(folder / "cache")]
+    command = [str(Path(sys.executable).with_name("kronserve")), "serve", "--repository", str(repository)]
+    command += ["--port", str(port), "--grpc-port", "none", "--cache-dir", str(folder / "cache")]
     return Running(command, port, "/v2/health/ready", folder / "log", os.environ, patience=60.0)
 
 
