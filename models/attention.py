@@ -121,8 +121,9 @@ class HOTAttention(nn.Module):
         vectors = norm(vectors.reshape(*vectors.shape[:-1], self.heads, dim // self.heads))
         return rotate(vectors) if mode in self.rotary else vectors
 
-    def forward(self, x: Tensor) -> Tensor:
-        grid, dim = x.shape[1:-1], x.shape[-1]
+    def _queries_and_keys(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Of every mode, what its attention is made of: (b, Ni, h, e) each."""
+        grid = x.shape[1:-1]
         queries, keys = [], []
         for mode in range(self.order):
             others = [1 + other for other in range(self.order) if other != mode]
@@ -130,7 +131,15 @@ class HOTAttention(nn.Module):
             count = prod(grid[other - 1] for other in others)
             queries.append(self._pooled(pooled, count, mode, self.query, self.query_norm))
             keys.append(self._pooled(pooled, count, mode, self.key, self.key_norm))
-        value = self.value(x).unflatten(-1, (self.heads, dim // self.heads))  # (b, N1, ..., Nk, h, e)
+        return queries, keys
+
+    def mode_attentions(self, x: Tensor) -> list[Tensor]:
+        """A_1, ..., A_k that `forward` applies to this x, (b, h, Ni, Ni) each; every row is a distribution."""
+        return [_mode_attention(query, key) for query, key in zip(*self._queries_and_keys(x), strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys = self._queries_and_keys(x)
+        value = self.value(x).unflatten(-1, (self.heads, x.shape[-1] // self.heads))  # (b, N1, ..., Nk, h, e)
         mixed: Tensor = self.out(self.core(value, queries, keys).flatten(-2))
         return mixed
 

@@ -153,3 +153,18 @@ def test_order_one_attends_like_a_single_matrix() -> None:
 def test_what_cannot_be_built_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HOTAttention(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rotary", [(), (1,)])
+@pytest.mark.parametrize("grid", [(3, 7), (3, 5, 2)])
+def test_mode_attentions_equal_their_definition(grid: tuple[int, ...], rotary: tuple[int, ...]) -> None:
+    module = _randomised(HOTAttention(12, len(grid), heads=3, rotary=rotary), seed=13)
+    assert isinstance(module, HOTAttention)
+    x = _input(2, grid, 12)
+    found = [matrices.detach().numpy() for matrices in module.mode_attentions(x)]
+    assert [matrices.shape for matrices in found] == [(2, 3, size, size) for size in grid]
+    for row, sample in enumerate(x.numpy()):
+        expected = kronecker.mode_attentions(sample, kronecker.weights(module), 3, rotary)
+        for mode, matrices in enumerate(found):
+            for head in range(3):
+                np.testing.assert_allclose(matrices[row, head], expected[head][mode], rtol=1e-10, atol=1e-12)
