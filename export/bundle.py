@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from onnxscript import ir
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from app.manifest import (
     File,
@@ -32,11 +34,12 @@ from app.manifest import (
 )
 from export import verify
 from export.checkpoint import WEIGHTS, Checkpoint, ExportError, load_module
+from export.explain import attention_outputs, explained
 from export.trace import signature, trace, with_functions
 from export.weights import refer_to
 from models.config import Config, ForecasterConfig, to_dict
 
-GRAPH, MANIFEST = "model.onnx", "manifest.json"
+GRAPH, EXPLAIN, MANIFEST = "model.onnx", "explain.onnx", "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Request:
     data_licence: str | None = None
     intended_use: str | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
+    explain: bool | None = None
+    """Add explain.onnx, with every block's mode attentions as outputs on request."""
     force: bool = False
     """Replace the version if it exists."""
 
@@ -142,18 +147,24 @@ def export_bundle(
     target = request.repository / request.name / request.version
     if target.exists() and not request.force:
         raise ExportError(f"{target} exists; choose another version, or --force to replace it")
-    described, module = task(checkpoint, request), load_module(checkpoint)
+    described, module, config = task(checkpoint, request), load_module(checkpoint), checkpoint.config
+    before, explain = checkpoint.manifest, request.explain
+    if explain is None:
+        explain = before is not None and before.outputs[-1].on_request
     try:
-        model = trace(module, checkpoint.config, request.opset)
+        on_request = attention_outputs(config) if explain else ()
+        model = trace(module, config, request.opset)
     except ValueError as error:
         raise ExportError(str(error)) from error
     with _staged(target) as folder:
         (folder / WEIGHTS).write_bytes(checkpoint.weights)
-        refer_to(model, folder / WEIGHTS)
-        onnx.save(with_functions(model), folder / GRAPH)
-        verify.check_graph(folder / GRAPH)
-        parity = verify.measure(folder / GRAPH, module, checkpoint.config, request.tolerance)
-        manifest = _manifest(checkpoint, request, described, parity, folder)
+        parity = _write_graph(model, folder / GRAPH, module, config, request.tolerance)
+        further = None
+        if on_request:
+            with explained(module):
+                model = trace(module, config, request.opset, [spec.name for spec in on_request])
+                further = _write_graph(model, folder / EXPLAIN, module, config, request.tolerance)
+        manifest = _manifest(checkpoint, request, described, on_request, (parity, further), folder)
         _write(manifest, folder)
         if evaluate is not None:
             manifest = manifest.model_copy(update={"metrics": evaluate(folder)})
@@ -161,17 +172,35 @@ def export_bundle(
     return target, manifest
 
 
-def _manifest(checkpoint: Checkpoint, request: Request, described: Task, parity: Parity, folder: Path) -> Manifest:
+def _write_graph(model: ir.Model, path: Path, module: nn.Module, config: Config, tolerance: float) -> Parity:
+    """Save a graph beside the weights it refers to, and prove it."""
+    refer_to(model, path.with_name(WEIGHTS))
+    onnx.save(with_functions(model), path)
+    verify.check_graph(path)
+    return verify.measure(path, module, config, tolerance)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    request: Request,
+    described: Task,
+    on_request: tuple[TensorSpec, ...],
+    parities: tuple[Parity, Parity | None],
+    folder: Path,
+) -> Manifest:
     sig, before, training = signature(checkpoint.config), checkpoint.manifest, checkpoint.training
     recipe = training.get("recipe", {})
-    files = {name: _file(folder / name) for name in (GRAPH, WEIGHTS)}
+    files = {name: _file(folder / name) for name in (GRAPH, WEIGHTS, *((EXPLAIN,) if on_request else ()))}
     return Manifest(
         name=request.name,
         version=request.version,
         description=_first(request.description, before and before.description, recipe.get("description")),
         task=described,
         inputs=(TensorSpec(name=sig.input, datatype="FP32", shape=sig.input_shape, axes=sig.input_axes),),
-        outputs=(TensorSpec(name=sig.output, datatype="FP32", shape=sig.output_shape, axes=sig.output_axes),),
+        outputs=(
+            TensorSpec(name=sig.output, datatype="FP32", shape=sig.output_shape, axes=sig.output_axes),
+            *on_request,
+        ),
         provenance=Provenance(
             config=json.loads(json.dumps(to_dict(checkpoint.config))),
             weights_sha256=files[WEIGHTS].sha256,
@@ -180,7 +209,8 @@ def _manifest(checkpoint: Checkpoint, request: Request, described: Task, parity:
             opset=request.opset,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
-        parity=parity,
+        parity=parities[0],
+        explain_parity=parities[1],
         metrics=request.metrics,
         data_licence=_first(request.data_licence, before and before.data_licence, training.get("data_licence")),
         intended_use=_first(request.intended_use, before and before.intended_use, recipe.get("intended_use")),

@@ -67,6 +67,13 @@ def _export_parser() -> argparse.ArgumentParser:
     measured.add_argument(
         "--evaluate", choices=("train", "val", "test"), help="measure the bundle on a split of its data and record it"
     )
+    parser.add_argument(
+        "--explain",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="add the attention matrices of every block and mode as outputs on request (attention.BLOCK.MODE); "
+        "default: as in the bundle exported before",
+    )
     parser.add_argument("--force", action="store_true", help="replace the version if it exists")
     return parser
 
@@ -119,6 +126,7 @@ def export(argv: list[str]) -> int:
         data_licence=options.data_licence,
         intended_use=options.intended_use,
         metrics=metrics,
+        explain=options.explain,
         force=options.force,
     )
     try:
@@ -132,10 +140,16 @@ def export(argv: list[str]) -> int:
         return _fail(f"kronserve export: {error}")
     worst = manifest.parity.worst
     size = sum(file.size for file in manifest.files.values())
+    explained = manifest.explain_parity
     lines = [
         f"{folder}: {size / 1e6:.2f} MB, opset {manifest.provenance.opset}",
         f"parity: worst relative error {worst.relative:.2e} (tolerance {manifest.parity.tolerance:g}), "
         f"{worst.inputs} inputs of shape {list(worst.shape)}",
+        *(
+            [f"outputs on request: worst relative error {explained.worst.relative:.2e} ({explained.worst.output})"]
+            if explained
+            else []
+        ),
         *(f"distance from float64: {side} {distance:.2e}" for side, distance in manifest.parity.rounding.items()),
     ]
     sys.stdout.write("\n".join(lines) + "\n")

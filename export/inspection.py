@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
-from app.manifest import Manifest
+from app.manifest import Manifest, Parity
 
 
 class BundleError(Exception):
@@ -52,7 +52,7 @@ def _qualified(domain: str, name: str) -> str:
 def _tensor(spec: dict[str, Any]) -> str:
     axes = spec["axes"] or [""] * len(spec["shape"])
     sizes = [axis if size < 0 else f"{axis} {size}".strip() for axis, size in zip(axes, spec["shape"], strict=True)]
-    return f"{spec['name']} {spec['datatype']} [{', '.join(sizes)}]"
+    return f"{spec['name']} {spec['datatype']} [{', '.join(sizes)}]{' on request' if spec['on_request'] else ''}"
 
 
 def render(description: dict[str, Any]) -> str:
@@ -82,12 +82,23 @@ def render(description: dict[str, Any]) -> str:
             f"worst relative error {worst['relative']:.2e} of {parity['tolerance']:g} allowed, {worst['inputs']} "
             f"inputs of shape {worst['shape']}, {len(parity['cases'])} shapes",
         ),
+        ("on request", _explain_parity(description["explain_parity"])),
         ("from float64", ", ".join(f"{side} {distance:.2e}" for side, distance in parity["rounding"].items())),
         ("metrics", _pairs(description["metrics"])),
         ("data licence", description["data_licence"]),
         ("intended use", description["intended_use"]),
     ]
     return "\n".join(f"{label:<14}{text}" for label, text in rows if text)
+
+
+def _explain_parity(parity: dict[str, Any] | None) -> str:
+    if parity is None:
+        return ""
+    worst = Parity.model_validate(parity).worst
+    return (
+        f"worst relative error {worst.relative:.2e} of {worst.allowed or parity['tolerance']:.2g} allowed, "
+        f"{worst.output} for {worst.inputs} inputs of shape {list(worst.shape)}"
+    )
 
 
 def _pairs(values: dict[str, Any]) -> str:

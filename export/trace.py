@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,10 +86,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def trace(module: nn.Module, config: Config, opset: int = 20) -> ir.Model:
+def trace(module: nn.Module, config: Config, opset: int = 20, further_outputs: Sequence[str] = ()) -> ir.Model:
     """The module's inference graph with its initializers named as in its state dict.
 
-    Axes of size -1 in `signature(config)` are dynamic. ValueError: an opset outside `OPSETS`.
+    Axes of size -1 in `signature(config)` are dynamic. further_outputs: names of what the module gives beside its
+    output. ValueError: an opset outside `OPSETS`.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset {opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}")
@@ -111,7 +112,7 @@ def trace(module: nn.Module, config: Config, opset: int = 20) -> ir.Model:
             verbose=False,
             opset_version=opset,
             input_names=[sig.input],
-            output_names=[sig.output],
+            output_names=[sig.output, *further_outputs],
             custom_translation_table={**ops.translations(), torch.ops.aten.linear.default: _linear},
         )
     assert exported is not None
