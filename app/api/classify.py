@@ -186,7 +186,7 @@ async def _run(
         for volume in prepared:
             futures.append(  # noqa: PERF401  (those submitted before a refusal must be known, to be withdrawn)
                 service.scheduler.submit(
-                    model, volume.tensors, model.output_names[:1], timeout=service.settings.request_timeout
+                    model, volume.tensors, model.ordinary_outputs[:1], timeout=service.settings.request_timeout
                 )
             )
         answers = await answer_or_disconnect(asyncio.gather(*futures), request.receive)

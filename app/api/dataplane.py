@@ -49,6 +49,8 @@ def model_metadata(service: Service, name: str, version: str | None = None) -> d
         parameters |= model.manifest.model_dump(
             mode="json", include={"description", "task", "metrics", "data_licence", "intended_use"}
         )
+    if on_request := [spec.name for spec in model.outputs if spec.on_request]:
+        parameters["outputs_on_request"] = on_request
     signature = {"name", "datatype", "shape"}
     return {
         "name": model.name,
@@ -71,7 +73,7 @@ def submit(
 ) -> asyncio.Future[dict[str, np.ndarray]]:
     """Queue a request whose inputs `check_inputs` has passed; the future's result is the named output arrays.
 
-    outputs: requested names, none for all of them. timeout: seconds, at most the server's own limit, which holds
+    outputs: requested names, none for the ordinary ones. timeout: seconds, at most the server's own limit, which holds
     without one. priority: 0 is highest. Cancel the future when the caller has gone.
     """
     names = check_outputs(model, outputs)

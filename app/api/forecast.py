@@ -128,7 +128,7 @@ async def forecast(request: Request, model: str, horizon: Horizon = None, freq: 
 
         prepared = await offload_with("pandas", len(upload.data), decode)
     future = service.scheduler.submit(
-        loaded, prepared.tensors, loaded.output_names[:1], timeout=service.settings.request_timeout
+        loaded, prepared.tensors, loaded.ordinary_outputs[:1], timeout=service.settings.request_timeout
     )
     outputs = await answer_or_disconnect(future, request.receive)
 

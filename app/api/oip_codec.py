@@ -103,7 +103,7 @@ def decode_request(body: bytes | bytearray, header_length: bytes | None, model: 
     """
     request = _decode_body(body, header_length, model)
     for spec in model.outputs:
-        if spec.datatype in BINARY_ONLY:
+        if spec.datatype in BINARY_ONLY and (request.outputs or not spec.on_request):
             _must_be_binary(request, spec.name, spec.datatype)
     return request
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from app.engine.device import Device
 from app.engine.plan import CPU_SIZES, GPU_SIZES, Plan, keep, measure, recall
 from app.engine.probe import rows_are_independent, working_size
-from app.engine.sessions import GRAPH, BrokenBundle, Sessions, first_line
+from app.engine.sessions import EXPLAIN, GRAPH, BrokenBundle, Sessions, first_line
 from app.errors import DeviceFailed, InferenceFailed
 from app.manifest import Datatype, Forecasting, Manifest, TensorSpec
 from app.settings import Settings
@@ -83,6 +83,10 @@ class Model:
             self._adopt_manifest(self.manifest)
         self.input_specs = {spec.name: spec for spec in self.inputs}
         self.output_names = tuple(spec.name for spec in self.outputs)
+        """Every output that may be asked for."""
+        self.ordinary_outputs = tuple(spec.name for spec in self.outputs if not spec.on_request)
+        """Those of a request that names none."""
+        self._ordinary = frozenset(self.ordinary_outputs)
         self.max_axis = settings.max_axis
         self.bundle_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         self._free_axis: int | None = None
@@ -104,9 +108,8 @@ class Model:
 
         Raises InferenceFailed when the graph refuses these inputs, DeviceFailed when the device is lost.
         """
-        wide = alone and self.plan.threads_alone > 1
-        session = self._sessions.wide(self.plan.threads_alone) if wide else self._sessions.narrow
         try:
+            session = self._session(outputs, alone=alone)
             if self.batched and (self.device.kind == "cuda" or len(next(iter(inputs.values()))) == 0):
                 results = _run_padded(session, inputs, outputs, self.batch_limit)
             else:
@@ -123,6 +126,13 @@ class Model:
             if any(len(result) != rows for result in results):
                 raise InferenceFailed(f"{self.name} did not give one result a row")
         return results
+
+    def _session(self, outputs: Sequence[str], *, alone: bool) -> ort.InferenceSession:
+        if not self._ordinary.issuperset(outputs):
+            return self._sessions.explaining()
+        if alone and self.plan.threads_alone > 1:
+            return self._sessions.wide(self.plan.threads_alone)
+        return self._sessions.narrow
 
     def _find_batch_axis(self) -> bool:
         """Whether requests can share a batch. A manifest says so by the shapes; a bare graph is tried."""
@@ -158,7 +168,7 @@ class Model:
             return remembered
         cpu, cores = self.device.kind == "cpu", settings.cpu_cores()
         narrow, examples = self._sessions.narrow, {n: self._example(n) for n in (CPU_SIZES if cpu else GPU_SIZES)}
-        names = list(self.output_names)
+        names = list(self.ordinary_outputs)
         wide = self._sessions.wide(cores) if cpu and cores > 1 and self._sessions.shared else None
         plan = measure(
             lambda rows: narrow.run(names, examples[rows]),
@@ -182,9 +192,9 @@ class Model:
         seconds = 0.0
         for rows in sizes:
             inputs = self._example(rows)
-            self.run(inputs, self.output_names, alone=True)
+            self.run(inputs, self.ordinary_outputs, alone=True)
             started = time.perf_counter()
-            self.run(inputs, self.output_names, alone=False)
+            self.run(inputs, self.ordinary_outputs, alone=False)
             seconds = (time.perf_counter() - started) / max(1, _elements(inputs))
         return seconds
 
@@ -203,16 +213,24 @@ class Model:
         return example
 
     def _adopt_manifest(self, manifest: Manifest) -> None:
-        """Take the manifest's axis names after checking that it and the graph say the same."""
-        for kind, graph, declared in (
-            ("input", self.inputs, manifest.inputs),
-            ("output", self.outputs, manifest.outputs),
-        ):
-            found = [(spec.name, spec.datatype, spec.shape) for spec in graph]
-            said = [(spec.name, spec.datatype, spec.shape) for spec in declared]
-            if found != said:
-                raise BrokenBundle(f"{MANIFEST} lists the {kind}s as {said}, but {GRAPH} has {found}")
+        """Take the manifest's axis names after checking that it and the graphs say the same."""
+        ordinary = tuple(spec for spec in manifest.outputs if not spec.on_request)
+        _compare(GRAPH, "input", self.inputs, manifest.inputs)
+        _compare(GRAPH, "output", self.outputs, ordinary)
+        if ordinary != manifest.outputs:
+            session = self._sessions.explaining()
+            _compare(EXPLAIN, "input", map(_spec, session.get_inputs()), manifest.inputs)
+            _compare(EXPLAIN, "output", map(_spec, session.get_outputs()), manifest.outputs)
+            self._sessions.drop_explaining()
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
+
+
+def _compare(graph: str, kind: str, specs: Iterable[TensorSpec], declared: Iterable[TensorSpec]) -> None:
+    """Raises BrokenBundle when the manifest's declaration is not what the graph has."""
+    found = [(spec.name, spec.datatype, spec.shape) for spec in specs]
+    said = [(spec.name, spec.datatype, spec.shape) for spec in declared]
+    if found != said:
+        raise BrokenBundle(f"{MANIFEST} lists the {kind}s as {said}, but {graph} has {found}")
 
 
 def _read_manifest(folder: Path) -> Manifest | None:

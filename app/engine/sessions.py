@@ -2,6 +2,9 @@
 
 On a CPU there are up to two on the same weights in memory: a narrow one that runs on its caller's core, for throughput,
 and a wide one that spreads a lone request over several. On a GPU there is one.
+
+Outputs on request have a graph and a session of their own, since ONNX Runtime computes every output of a graph,
+whichever are fetched: RunOptions.only_execute_path_to_fetches takes effect in its training builds alone.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-GRAPH = "model.onnx"
+GRAPH, EXPLAIN = "model.onnx", "explain.onnx"
 
 
 class BrokenBundle(KronserveError):
@@ -34,7 +37,9 @@ class Sessions:
 
     def __init__(self, folder: Path, device: Device, settings: Settings) -> None:
         """Open the narrow session of the model in `folder`. Raises BrokenBundle when ONNX Runtime refuses it."""
-        self._graph, self._device, self.shared = folder / GRAPH, device, False
+        self._graph, self._explain_graph, self._device, self.shared = folder / GRAPH, folder / EXPLAIN, device, False
+        self._compiled: Path | None = None
+        self._explaining: ort.InferenceSession | None = None
         self._wide: dict[int, ort.InferenceSession] = {}
         self._lock = threading.Lock()
         self.plan_file: Path | None = None
@@ -54,35 +59,61 @@ class Sessions:
         with self._lock:
             self._wide.clear()
 
+    def explaining(self) -> ort.InferenceSession:
+        """The session that gives every output, those on request too; opened at its first use. Raises BrokenBundle."""
+        with self._lock:
+            if self._explaining is None:
+                graph = self._explain_graph
+                if self._compiled is not None:
+                    graph = _compile(graph, self._compiled.with_name(f"{self._compiled.name}-explain"))
+                self._explaining = self._open(1, graph)
+            return self._explaining
+
+    def drop_explaining(self) -> None:
+        """Close that session until it is asked for again."""
+        with self._lock:
+            self._explaining = None
+
     def _use_compiled(self, folder: Path, settings: Settings) -> None:
         """Replace the graph by its compiled form, from the cache or made now; without one, keep the graph."""
         cache = settings.cache_dir
         # Every file counts: a graph may keep its weights anywhere below its folder.
         name = compiled.key(file for file in folder.rglob("*") if file.name != "manifest.json" and file.is_file())
         try:
-            self._graph = compiled.find(cache / name) or compiled.build(self._graph, cache / name)
+            self._compiled = cache / name
+            self._graph = _compile(self._graph, self._compiled)
             self.plan_file = cache / f"{name}-{self._device.executors}x{settings.cpu_cores()}.plan.json"
         except OSError as error:
             logger.warning("the cache %s cannot be written (%s); compiling for this run alone", cache, error.strerror)
             temporary = tempfile.mkdtemp(prefix="kronserve-")
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
-            self._graph = compiled.build(self._graph, Path(temporary) / name)
-        except Exception as error:
-            raise BrokenBundle(f"ONNX Runtime cannot load {GRAPH}: {first_line(str(error))}") from error
+            self._compiled = Path(temporary) / name
+            self._graph = _compile(self._graph, self._compiled)
         self.shared = True
 
-    def _open(self, threads: int) -> ort.InferenceSession:
+    def _open(self, threads: int, graph: Path | None = None) -> ort.InferenceSession:
         options = compiled.session_options(threads)
         if self.shared:  # optimised already
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         providers = self._device.providers
         try:
-            session = ort.InferenceSession(str(self._graph), options, providers=list(providers))
+            session = ort.InferenceSession(str(graph or self._graph), options, providers=list(providers))
         except Exception as error:
-            raise BrokenBundle(f"ONNX Runtime cannot load {GRAPH}: {first_line(str(error))}") from error
+            name = EXPLAIN if graph else GRAPH
+            raise BrokenBundle(f"ONNX Runtime cannot load {name}: {first_line(str(error))}") from error
         if session.get_providers()[0] != providers[0][0]:
             raise BrokenBundle(f"ONNX Runtime could not use {providers[0][0]} and fell back")
         return session
+
+
+def _compile(graph: Path, folder: Path) -> Path:
+    """The compiled form of `graph`, from `folder` or made there. Raises BrokenBundle, and OSError from the disk."""
+    try:
+        return compiled.find(folder) or compiled.build(graph, folder)
+    except OSError:
+        raise
+    except Exception as error:
+        raise BrokenBundle(f"ONNX Runtime cannot load {graph.name}: {first_line(str(error))}") from error
 
 
 def first_line(text: str) -> str:

@@ -45,12 +45,12 @@ def check_inputs(model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, n
 
 
 def check_outputs(model: Model, names: Iterable[str]) -> tuple[str, ...]:
-    """The requested output names, or all of them when none is named; InvalidRequest for an unknown one."""
+    """The requested output names, or the ordinary ones when none is named; InvalidRequest for an unknown one."""
     requested = tuple(dict.fromkeys(names))
     for name in requested:
         if name not in model.output_names:
             raise unknown_output(model, name)
-    return requested or model.output_names
+    return requested or model.ordinary_outputs
 
 
 def unexpected_input(model: Model, name: str) -> InvalidRequest:

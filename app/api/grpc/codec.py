@@ -47,7 +47,8 @@ _WIDE |= {"uint64_contents": "u8", "fp32_contents": "f4", "fp64_contents": "f8"}
 class InferCall:
     """A decoded ModelInferRequest. `timeout` is in seconds.
 
-    outputs: requested names, each with the number of classes it is wanted as, 0 for its values; none are all outputs.
+    outputs: requested names, each with the number of classes it is wanted as, 0 for its values; none are the ordinary
+    ones.
     """
 
     tensors: dict[str, np.ndarray]
