@@ -146,7 +146,10 @@ def export(argv: list[str]) -> int:
         f"parity: worst relative error {worst.relative:.2e} (tolerance {manifest.parity.tolerance:g}), "
         f"{worst.inputs} inputs of shape {list(worst.shape)}",
         *(
-            [f"outputs on request: worst relative error {explained.worst.relative:.2e} ({explained.worst.output})"]
+            [
+                f"outputs on request: worst relative error {explained.worst.relative:.2e} (allowed "
+                f"{explained.worst.allowed or explained.tolerance:.2g}), {explained.worst.output} for {explained.worst.inputs} inputs"
+            ]
             if explained
             else []
         ),
