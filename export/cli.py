@@ -148,7 +148,8 @@ def export(argv: list[str]) -> int:
         *(
             [
                 f"outputs on request: worst relative error {explained.worst.relative:.2e} (allowed "
-                f"{explained.worst.allowed or explained.tolerance:.2g}), {explained.worst.output} for {explained.worst.inputs} inputs"
+                f"{explained.worst.allowed or explained.tolerance:.2g}), {explained.worst.output} for "
+                f"{explained.worst.inputs} inputs"
             ]
             if explained
             else []
