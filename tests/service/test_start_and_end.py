@@ -54,10 +54,10 @@ async def test_end_of_the_grace_answers_503_in_the_error_shape(repository: Path,
     options = ("--shutdown-grace", "0.2", "--queue-budget", "600", "--max-batch", "1")
     shutil.copytree(repository / "hot-etth1", tmp_path / "repository" / "hot-etth1")
     with serving(tmp_path / "repository", tmp_path / "log", *options) as server:
-        series = np.zeros((1500, 21, 96), "<f4")
+        series = np.zeros((5000, 21, 96), "<f4")
         async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
             header = (
-                b'{"inputs":[{"name":"series","shape":[1500,21,96],"datatype":"FP32",'
+                b'{"inputs":[{"name":"series","shape":[5000,21,96],"datatype":"FP32",'
                 b'"parameters":{"binary_data_size":%d}}]}' % series.nbytes
             )
             sending = [
