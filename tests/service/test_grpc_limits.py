@@ -71,11 +71,16 @@ async def test_timeout_parameter_ends_a_wait_in_the_queue(server: Server, stub: 
 
 @pytest.mark.parametrize("how", ["deadline", "cancel"])
 async def test_calls_given_up_leave_the_queue(server: Server, stub: Stub, how: str):
-    """Their requests end as expired or cancelled, not as answers that nobody reads."""
+    """Their requests end as expired or cancelled, not as answers that nobody reads.
+
+    They are of lower priority than what holds the executors, so they wait until all of that is done.
+    """
     before = outcome(server, "cancelled") + outcome(server, "expired")
+    timeout = 0.02 if how == "deadline" else None
     for _ in range(20):
-        holding = [stub.ModelInfer(forecast_request(64)) for _ in range(4)]
-        given_up = [stub.ModelInfer(add_request(), timeout=0.02 if how == "deadline" else None) for _ in range(10)]
+        holding = [stub.ModelInfer(forecast_request(200)) for _ in range(4)]
+        await asyncio.sleep(0.02)
+        given_up = [stub.ModelInfer(add_request(priority=9), timeout=timeout) for _ in range(10)]
         if how == "cancel":
             await asyncio.sleep(0.02)
             for call in given_up:
