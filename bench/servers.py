@@ -61,7 +61,8 @@ def _graphs() -> list[str]:
     return [part for model in MODELS.values() for part in ("--model", f"{model.name}={model.graph}")]
 
 
-def _kronserve(port: int) -> list[str]:
+def kronserve_command(port: int) -> list[str]:
+    """`kronserve serve` on the benchmark's bundles, with default settings, without gRPC."""
     command = str(Path(sys.executable).with_name("kronserve"))
     return [command, "serve", "--repository", str(REPOSITORY), "--port", str(port), "--grpc-port", "none"]
 
@@ -84,7 +85,7 @@ SERVERS = {
     for server in (
         Server(
             "kronserve",
-            _kronserve,
+            kronserve_command,
             "/v2/health/ready",
             {"binary": payloads.v2_binary, "json": payloads.v2_json, "npy": payloads.npy},
         ),

@@ -11,11 +11,11 @@ from fastapi import Request
 from starlette.responses import Response
 
 from app.api.answers import error_responses
-from app.api.task_routes import task_router
+from app.api.task_routes import require_task, task_router
 from app.api.uploads import Upload, read_uploads
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
-from app.errors import DeadlineExceeded, KronserveError, PayloadTooLarge, UnusableInput
+from app.errors import DeadlineExceeded, KronserveError, PayloadTooLarge
 from app.manifest import VolumeClassification
 from app.readers.bounded import GZIP_MAGIC, MAX_EXPANSION
 from app.readers.libraries import offload_with
@@ -112,7 +112,7 @@ async def classify(request: Request, model: str) -> Response:
     """
     service: Service = request.app.state.service
     loaded = service.repository.get(model, request.path_params.get("version"))
-    spec = _task(loaded)
+    spec = require_task(loaded, VolumeClassification, "does not classify volumes")
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
         prepared = await _prepare_all(service, loaded, spec, uploads)
@@ -195,14 +195,6 @@ async def _run(
             future.cancel()
         raise
     return [asdict(classification.finish(volume, outputs)) for volume, outputs in zip(prepared, answers, strict=True)]
-
-
-def _task(model: Model) -> VolumeClassification:
-    task = None if model.manifest is None else model.manifest.task
-    if not isinstance(task, VolumeClassification):
-        kind = "has no manifest that says what it is for" if task is None else f"is for {task.kind}"
-        raise UnusableInput(f"model {model.name!r} {kind}; it does not classify volumes")
-    return task
 
 
 router = task_router(

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from app.api.answers import error_responses
 from app.api.negotiation import choose
-from app.api.task_routes import task_router
+from app.api.task_routes import require_task, task_router
 from app.api.uploads import Upload, read_uploads
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
@@ -109,7 +109,7 @@ async def forecast(request: Request, model: str, horizon: Horizon = None, freq: 
     """
     service: Service = request.app.state.service
     loaded = service.repository.get(model, request.path_params.get("version"))
-    spec = _task(loaded)
+    spec = require_task(loaded, Forecasting, "does not forecast")
     media_type = choose(", ".join(request.headers.getlist("accept")), (JSON, CSV, NPY))
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
@@ -138,14 +138,6 @@ async def forecast(request: Request, model: str, horizon: Horizon = None, freq: 
     # A number takes about twenty bytes as text.
     content = await offload_with("pandas", 20 * prepared.horizon * len(prepared.series.names), encode)
     return Response(content, media_type=media_type)
-
-
-def _task(model: Model) -> Forecasting:
-    task = None if model.manifest is None else model.manifest.task
-    if not isinstance(task, Forecasting):
-        kind = "has no manifest that says what it is for" if task is None else f"is for {task.kind}"
-        raise UnusableInput(f"model {model.name!r} {kind}; it does not forecast")
-    return task
 
 
 def _format(upload: Upload) -> str:

@@ -18,7 +18,8 @@ import orjson
 import simdjson
 
 from app.api.raw_tensors import filled, from_bytes, to_bytes
-from app.engine.runtime import NUMPY_TYPES, Model
+from app.engine.datatypes import NUMPY_TYPES
+from app.engine.runtime import Model
 from app.errors import InvalidRequest, KronserveError, NotSupported, PayloadTooLarge
 from app.tasks.tensors import unexpected_input, unknown_output
 from app.tasks.top_classes import top_classes

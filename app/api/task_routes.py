@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from starlette.responses import Response
+
+from app.engine.runtime import Model
+from app.errors import UnusableInput
+from app.manifest import Forecasting, VolumeClassification
+
+Task = TypeVar("Task", Forecasting, VolumeClassification)
 
 VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
 
@@ -35,3 +41,12 @@ def task_router(
             openapi_extra={**openapi_extra, **extra},
         )
     return router
+
+
+def require_task(model: Model, kind: type[Task], does_not: str) -> Task:
+    """The model's task if it is of this kind. UnusableInput says what the model is for, and what it does not do."""
+    task = None if model.manifest is None else model.manifest.task
+    if not isinstance(task, kind):
+        said = "has no manifest that says what it is for" if task is None else f"is for {task.kind}"
+        raise UnusableInput(f"model {model.name!r} {said}; it {does_not}")
+    return task

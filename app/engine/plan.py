@@ -28,10 +28,10 @@ TURNS = 3
 ENOUGH = 0.97
 """The plan takes the smallest batch that reaches this share of the best throughput."""
 
-BATCH_SECONDS = 0.00027
+BATCH_SECONDS = 0.0001
 """What a batch costs its executor beside the model: the event loop's turns for it, the handing over, colder caches.
 
-Measured with the forecaster of bench/ on 2 cores: 0.2 ms of CPU less per request in batches of 4 than one by one.
+`python -m bench.batch_cost` measures it: 0.09 ms on two cores of an AMD EPYC.
 """
 
 WORTHWHILE = 0.9

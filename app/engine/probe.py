@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from app.engine.datatypes import NUMPY_TYPES
 from app.manifest import TensorSpec
 
 Tensors = dict[str, np.ndarray]
@@ -58,8 +59,6 @@ def rows_are_independent(run: Run, inputs: Sequence[TensorSpec], outputs: Sequen
 
 
 def _random(rng: np.random.Generator, spec: TensorSpec, size: int) -> np.ndarray:
-    from app.engine.runtime import NUMPY_TYPES
-
     shape = (ROWS, *(size if axis < 0 else axis for axis in spec.shape[1:]))
     if spec.datatype == "BYTES":
         return rng.choice(np.array(["a", "b", ""], dtype=object), shape)

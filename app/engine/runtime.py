@@ -8,45 +8,24 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import onnxruntime as ort
 from pydantic import ValidationError
 
+from app.engine.datatypes import DATATYPES, NUMPY_TYPES
 from app.engine.device import Device
 from app.engine.plan import CPU_SIZES, GPU_SIZES, Plan, keep, measure, recall
 from app.engine.probe import rows_are_independent, working_size
 from app.engine.sessions import EXPLAIN, GRAPH, BrokenBundle, Sessions, first_line
 from app.errors import DeviceFailed, InferenceFailed
-from app.manifest import Datatype, Forecasting, Manifest, TensorSpec
+from app.manifest import Forecasting, Manifest, TensorSpec
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-
-_TYPES: tuple[tuple[str, Datatype, str], ...] = (
-    ("bool", "BOOL", "bool"),
-    ("uint8", "UINT8", "u1"),
-    ("uint16", "UINT16", "<u2"),
-    ("uint32", "UINT32", "<u4"),
-    ("uint64", "UINT64", "<u8"),
-    ("int8", "INT8", "i1"),
-    ("int16", "INT16", "<i2"),
-    ("int32", "INT32", "<i4"),
-    ("int64", "INT64", "<i8"),
-    ("float16", "FP16", "<f2"),
-    ("float", "FP32", "<f4"),
-    ("double", "FP64", "<f8"),
-    ("string", "BYTES", "O"),
-)
-
-DATATYPES: dict[str, Datatype] = {f"tensor({onnx_name})": datatype for onnx_name, datatype, _ in _TYPES}
-"""ONNX Runtime's type names -> the Open Inference Protocol's."""
-
-NUMPY_TYPES: dict[str, np.dtype[Any]] = {datatype: np.dtype(numpy_name) for _, datatype, numpy_name in _TYPES}
-"""The Open Inference Protocol's datatypes -> numpy's, little-endian."""
 
 _DEVICE_FAILURES = (
     "illegal memory access",

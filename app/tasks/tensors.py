@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from app.engine.runtime import NUMPY_TYPES, Model
+from app.engine.datatypes import NUMPY_TYPES
+from app.engine.runtime import Model
 from app.errors import InvalidRequest
 from app.manifest import TensorSpec
 

@@ -48,7 +48,7 @@ def test_batch_that_gains_nothing_is_not_taken(clock: Clock):
 
 def test_batch_makes_up_for_what_each_batch_costs_beside_the_model(clock: Clock):
     """A fast model on a CPU: handing over and answering weigh as much as a part of the row."""
-    assert measured(clock, lambda rows: 0.002 * rows).batch_limit == 4
+    assert measured(clock, lambda rows: 0.0005 * rows).batch_limit == 4
 
 
 def test_batch_grows_while_it_gains(clock: Clock):

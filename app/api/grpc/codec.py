@@ -15,7 +15,8 @@ import numpy as np
 
 from app.api.grpc import inference_pb2 as pb
 from app.api.raw_tensors import filled, from_bytes, to_bytes
-from app.engine.runtime import NUMPY_TYPES, Model
+from app.engine.datatypes import NUMPY_TYPES
+from app.engine.runtime import Model
 from app.errors import InvalidRequest, NotSupported
 from app.tasks.tensors import SHOWN_NAME, unexpected_input, unknown_output
 from app.tasks.top_classes import top_classes
