@@ -76,13 +76,14 @@ async def test_calls_given_up_leave_the_queue(server: Server, stub: Stub, how: s
     They are of lower priority than what holds the executors, so they wait until all of that is done.
     """
     before = outcome(server, "cancelled") + outcome(server, "expired")
-    timeout = 0.02 if how == "deadline" else None
-    for _ in range(20):
-        holding = [stub.ModelInfer(forecast_request(200)) for _ in range(4)]
-        await asyncio.sleep(0.02)
+    for attempt in range(1, 21):
+        pause = 0.01 * attempt  # long enough, on some attempt, for this machine to have taken the calls in
+        holding = [stub.ModelInfer(forecast_request(64)) for _ in range(4)]
+        await asyncio.sleep(pause)
+        timeout = pause if how == "deadline" else None
         given_up = [stub.ModelInfer(add_request(priority=9), timeout=timeout) for _ in range(10)]
         if how == "cancel":
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(pause)
             for call in given_up:
                 call.cancel()
         await asyncio.gather(*given_up, return_exceptions=True)
