@@ -100,7 +100,17 @@ class VolumeClassification(Part):
     preprocessing: tuple[Step, ...] = ()
 
 
-Task = Annotated[Forecasting | VolumeClassification, Field(discriminator="kind")]
+class TensorClassification(Part):
+    """A classifier of ready tensors (images, volumes of several channels): one logit per label.
+
+    It answers the tensor protocol, whose classification extension names the labels; no file is read for it.
+    """
+
+    kind: Literal["tensor-classification"] = "tensor-classification"
+    labels: tuple[str, ...] = Field(min_length=2)
+
+
+Task = Annotated[Forecasting | VolumeClassification | TensorClassification, Field(discriminator="kind")]
 
 
 class Serving(Part):

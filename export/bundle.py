@@ -29,6 +29,7 @@ from app.manifest import (
     Provenance,
     Resize,
     Task,
+    TensorClassification,
     TensorSpec,
     VolumeClassification,
 )
@@ -37,7 +38,7 @@ from export.checkpoint import WEIGHTS, Checkpoint, ExportError, load_module
 from export.explain import attention_outputs, explained
 from export.trace import signature, trace, with_functions
 from export.weights import refer_to
-from models.config import Config, ForecasterConfig, to_dict
+from models.config import Config, ForecasterConfig, input_shape, to_dict
 
 GRAPH, EXPLAIN, MANIFEST = "model.onnx", "explain.onnx", "manifest.json"
 
@@ -78,7 +79,7 @@ def task(checkpoint: Checkpoint, request: Request) -> Task:
         base = Forecasting(lookback=config.lookback, horizon=config.horizon)
     else:
         labels = request.labels or tuple(f"class {index}" for index in range(config.classes))
-        base = VolumeClassification(labels=labels, preprocessing=(Resize(shape=config.volume),))
+        base = _classification(labels, input_shape(config))
     if isinstance(base, Forecasting):
         if request.labels:
             raise ExportError("labels belong to classifiers; this is a forecaster")
@@ -96,6 +97,13 @@ def task(checkpoint: Checkpoint, request: Request) -> Task:
     return base
 
 
+def _classification(labels: tuple[str, ...], shape: tuple[int, ...]) -> Task:
+    """Of single-channel volumes, which the service reads from files, or of ready tensors."""
+    if len(shape) != 4 or shape[0] != 1:
+        return TensorClassification(labels=labels)
+    return VolumeClassification(labels=labels, preprocessing=(Resize(shape=shape[1:]),))
+
+
 def _check_task(base: Task, config: Config) -> None:
     if isinstance(base, Forecasting) is not isinstance(config, ForecasterConfig):
         raise ExportError(f"the task {base.kind!r} does not fit a model of kind {config.kind!r}")
@@ -105,12 +113,14 @@ def _check_task(base: Task, config: Config) -> None:
                 f"the task's lookback and horizon {base.lookback}, {base.horizon} are not the config's "
                 f"{config.lookback}, {config.horizon}"
             )
-    elif isinstance(base, VolumeClassification) and not isinstance(config, ForecasterConfig):
+    elif not isinstance(base, Forecasting) and not isinstance(config, ForecasterConfig):
         if len(base.labels) != config.classes:
             raise ExportError(f"{len(base.labels)} labels ({', '.join(base.labels)}) for {config.classes} classes")
-        sizes = [step.shape for step in base.preprocessing if isinstance(step, Resize)]
-        if not sizes or sizes[-1] != config.volume:
-            raise ExportError(f"the task's preprocessing does not end in a resize to the config's {config.volume}")
+        if isinstance(base, VolumeClassification):
+            shape = input_shape(config)[1:]
+            sizes = [step.shape for step in base.preprocessing if isinstance(step, Resize)]
+            if not sizes or sizes[-1] != shape:
+                raise ExportError(f"the task's preprocessing does not end in a resize to the config's {shape}")
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from app.manifest import TensorSpec
 from models.attention import HOTAttention
-from models.config import Config, ForecasterConfig
+from models.config import Config, ForecasterConfig, KANetConfig
 
 
 def attention_outputs(config: Config) -> tuple[TensorSpec, ...]:
@@ -19,8 +19,8 @@ def attention_outputs(config: Config) -> tuple[TensorSpec, ...]:
     `attention.BLOCK.MODE`, both counted from 0, is A_i (batch, head, Ni, Ni): row n says how position n of the mode
     attends to all of them. ValueError: the model has no mode attentions.
     """
-    if config.attention == "full":
-        raise ValueError("full attention has no mode attentions to explain")
+    if not config.attention.startswith("hot-") or isinstance(config, KANetConfig):
+        raise ValueError(f"a {config.kind} with attention {config.attention!r} has no mode attentions to explain")
     if isinstance(config, ForecasterConfig):
         modes = [("variate", -1), ("patch", config.lookback // config.patch)]
     else:

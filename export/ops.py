@@ -20,7 +20,7 @@ import onnx.parser
 import torch
 from onnxscript import ir, values
 
-import models.attention  # noqa: F401  (registers torch.ops.kronserve)
+import models.cores  # noqa: F401  (registers torch.ops.kronserve)
 
 DOMAIN = "ai.kronserve"
 VERSION = 1

@@ -17,7 +17,7 @@ from torch import nn
 
 from export import ops
 from export.simplify import rename_dimensions, simplify
-from models.config import ClassifierConfig, Config, ForecasterConfig
+from models.config import Config, ForecasterConfig, input_shape
 
 OPSETS = range(20, 24)
 """Default-domain opsets this exporter can write."""
@@ -46,11 +46,12 @@ def signature(config: Config) -> Signature:
             ("batch", "variate", "horizon"),
             (-1, -1, config.horizon),
         )
-    assert isinstance(config, ClassifierConfig)
+    shape = input_shape(config)
+    spatial = ("depth", "height", "width")[-(len(shape) - 1) :]
     return Signature(
-        "volume",
-        ("batch", "channel", "depth", "height", "width"),
-        (-1, 1, *config.volume),
+        "volume" if len(spatial) == 3 else "image",
+        ("batch", "channel", *spatial),
+        (-1, *shape),
         "logits",
         ("batch", "class"),
         (-1, config.classes),

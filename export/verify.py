@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from app.manifest import Parity, ParityCase
 from export.checkpoint import ExportError
-from models.config import Config, ForecasterConfig
+from models.config import Config, ForecasterConfig, input_shape
 
 BATCHES = (1, 2, 7)
 VARIATES = (1, 7, 21)
@@ -67,7 +67,7 @@ def cases(config: Config) -> Iterator[Case]:
                 yield Case("scaled by 1e-6", noise * 1e-6)
                 yield Case("scaled by 1e6", noise * 1e6)
         else:
-            grey = torch.rand(batch, 1, *config.volume, generator=generator)
+            grey = torch.rand(batch, *input_shape(config), generator=generator)
             yield Case("random", grey)
             yield Case("mask", (grey > 0.7).float())
             yield Case("zero", torch.zeros_like(grey))

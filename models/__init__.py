@@ -1,1 +1,1 @@
-"""PyTorch modules of Higher-Order Transformers (HOT): the mathematics and nothing else."""
+"""PyTorch modules of Kronecker attention (HOT, KAO) and its baselines: the mathematics and nothing else."""

@@ -1,21 +1,12 @@
-"""Attention over an order-k grid of tokens.
+"""HOT attention over an order-k grid of tokens, (b, N1, ..., Nk, d) -> same.
 
-Every module maps (b, N1, ..., Nk, d) to the same shape; `N = N1 ... Nk` tokens, h heads of width e = d / h.
-
-HOT, "Higher-Order Transformers" (Omranpour, Rabusseau, Rabbany; arXiv 2412.02919), section 4: one small attention
-matrix A_i (Ni x Ni) per mode replaces the N x N matrix, by their Kronecker product or their sum:
-
-    product:  y = v x_1 A_1 x_2 A_2 ... x_k A_k        sum:  y = v x_1 A_1 + ... + v x_k A_k
-
-where x_i multiplies along mode i. The sum is plain, as in the authors' code; it is not divided by k.
-
-The part between the projections is a torch operator of the `kronserve` namespace. Eager code and autograd see straight
-through it (CompositeImplicitAutograd); the ONNX exporter keeps it as one node.
+"Higher-Order Transformers" (Omranpour, Rabusseau, Rabbany; arXiv 2412.02919), section 4. What is between the
+projections is in `models.cores`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
@@ -23,63 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Combine = Literal["product", "sum"]
+from models.cores import attention_matrix, kernel_matrix
+from models.positions import rotate
 
+Combine = Literal["product", "sum", "kernelised"]
+FeatureMap = Literal["elu", "random"]
 
-def _mode_attention(query: Tensor, key: Tensor) -> Tensor:
-    """A = softmax(q k^T / sqrt(e)): (b, n, h, e), (b, n, h, e) -> (b, h, n, n)."""
-    query, key = query.transpose(1, 2), key.transpose(1, 2)  # (b, h, n, e)
-    return torch.softmax(query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5, dim=-1)
+FLOOR = 1e-6
+"""Added to every random feature, of which the largest are 1."""
 
-
-def _apply_along_mode(value: Tensor, attention: Tensor, mode: int) -> Tensor:
-    """v x_mode A: (b, h, N1, ..., Nk, e), (b, h, Ni, Ni) -> the shape of `value`."""
-    batch, heads, size = attention.shape[:3]
-    before, after = prod(value.shape[2 : 2 + mode]), prod(value.shape[3 + mode :])
-    flat = value.reshape(batch, heads, before, size, after)
-    return (attention.unsqueeze(2) @ flat).reshape(value.shape)
-
-
-def hot_product(value: Tensor, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
-    """HOT attention core, Kronecker product of the mode attentions.
-
-    value: (b, N1, ..., Nk, h, e); queries[i], keys[i]: (b, Ni, h, e), pooled, normalised, position-encoded.
-    Returns the shape of `value`. arXiv 2412.02919, section 4.1.
-    """
-    result = value.movedim(-2, 1)  # (b, h, N1, ..., Nk, e)
-    for mode, (query, key) in enumerate(zip(queries, keys, strict=True)):
-        result = _apply_along_mode(result, _mode_attention(query, key), mode)
-    return result.movedim(1, -2)
-
-
-def hot_sum(value: Tensor, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
-    """HOT attention core, plain sum of the mode attentions; shapes as `hot_product`."""
-    grid = value.movedim(-2, 1)  # (b, h, N1, ..., Nk, e)
-    result = _apply_along_mode(grid, _mode_attention(queries[0], keys[0]), 0)
-    for mode in range(1, len(queries)):
-        result = result + _apply_along_mode(grid, _mode_attention(queries[mode], keys[mode]), mode)
-    return result.movedim(1, -2)
-
-
-_library = torch.library.Library("kronserve", "DEF")  # type: ignore[no-untyped-call]
-for _core in (hot_product, hot_sum):
-    _library.define(f"{_core.__name__}(Tensor value, Tensor[] queries, Tensor[] keys) -> Tensor")  # type: ignore[no-untyped-call]
-    _library.impl(_core.__name__, _core, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
-
-CORES: dict[Combine, Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]] = {
+_CORES = {
     "product": torch.ops.kronserve.hot_product,
     "sum": torch.ops.kronserve.hot_sum,
+    "kernelised": torch.ops.kronserve.hot_kernelised,
 }
-
-
-def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary position embedding, rotate-half form: (b, n, h, e) -> same. e must be even. RoFormer, arXiv 2104.09864."""
-    half = x.shape[-1] // 2
-    frequency = base ** (-torch.arange(half, device=x.device, dtype=x.dtype) / half)  # (e/2)
-    angle = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)[:, None, None] * frequency  # (n, 1, e/2)
-    first, second = x[..., :half], x[..., half:]
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class HOTAttention(nn.Module):
@@ -90,10 +38,17 @@ class HOTAttention(nn.Module):
 
     dim: token width d, divisible by heads. order: k. combine: how the k attentions become one.
     rotary: modes (counted from 0) whose queries and keys carry a rotary position embedding; needs an even d / h.
+    feature_map: of combine "kernelised" alone, see `elu_features` and `random_features`.
     """
 
     def __init__(
-        self, dim: int, order: int, heads: int, combine: Combine = "product", rotary: Sequence[int] = ()
+        self,
+        dim: int,
+        order: int,
+        heads: int,
+        combine: Combine = "product",
+        rotary: Sequence[int] = (),
+        feature_map: FeatureMap = "elu",
     ) -> None:
         super().__init__()
         if order < 1:
@@ -105,13 +60,19 @@ class HOTAttention(nn.Module):
         if rotary and dim // heads % 2:
             raise ValueError(f"rotary needs an even head width, got {dim // heads}")
         self.order, self.heads, self.rotary = order, heads, frozenset(rotary)
-        self.core = CORES[combine]
+        self.kernelised, self.core = combine == "kernelised", _CORES[combine]
         self.query = nn.Linear(dim, order * dim)
         self.key = nn.Linear(dim, order * dim)
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
         self.query_norm = nn.LayerNorm(dim // heads)
         self.key_norm = nn.LayerNorm(dim // heads)
+        if self.kernelised and feature_map == "random":
+            # A buffer: a network must keep the directions that it was trained with.
+            self.directions: Tensor | None
+            self.register_buffer("directions", orthogonal_directions(4 * (dim // heads), dim // heads))
+        else:
+            self.directions = None
 
     def _pooled(self, pooled: Tensor, count: int, mode: int, projection: nn.Linear, norm: nn.LayerNorm) -> Tensor:
         """Sum over `count` tokens of their projections, from the tokens' sum: (b, Ni, d) -> (b, Ni, h, e)."""
@@ -122,7 +83,7 @@ class HOTAttention(nn.Module):
         return rotate(vectors) if mode in self.rotary else vectors
 
     def _queries_and_keys(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Of every mode, what its attention is made of: (b, Ni, h, e) each."""
+        """Of every mode, what its attention is made of: (b, Ni, h, e) each, or m features instead of e values."""
         grid = x.shape[1:-1]
         queries, keys = [], []
         for mode in range(self.order):
@@ -131,11 +92,20 @@ class HOTAttention(nn.Module):
             count = prod(grid[other - 1] for other in others)
             queries.append(self._pooled(pooled, count, mode, self.query, self.query_norm))
             keys.append(self._pooled(pooled, count, mode, self.key, self.key_norm))
-        return queries, keys
+        if not self.kernelised:
+            return queries, keys
+        if self.directions is None:
+            return [elu_features(query) for query in queries], [elu_features(key) for key in keys]
+        directions = self.directions
+        return (
+            [random_features(query, directions, (-1,)) for query in queries],
+            [random_features(key, directions, (1, -1)) for key in keys],
+        )
 
     def mode_attentions(self, x: Tensor) -> list[Tensor]:
         """A_1, ..., A_k that `forward` applies to this x, (b, h, Ni, Ni) each; every row is a distribution."""
-        return [_mode_attention(query, key) for query, key in zip(*self._queries_and_keys(x), strict=True)]
+        matrix = kernel_matrix if self.kernelised else attention_matrix
+        return [matrix(query, key) for query, key in zip(*self._queries_and_keys(x), strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
         queries, keys = self._queries_and_keys(x)
@@ -144,30 +114,27 @@ class HOTAttention(nn.Module):
         return mixed
 
 
-class FullAttention(nn.Module):
-    """Softmax attention over the N flattened tokens, the baseline of both papers: (b, N1, ..., Nk, d) -> same.
+def elu_features(x: Tensor) -> Tensor:
+    """phi(x) = elu(x) + 1, m = e features: (.., e) -> same, positive. Katharopoulos et al., arXiv 2006.16236."""
+    return F.elu(x) + 1
 
-    `fused` uses scaled_dot_product_attention; otherwise the N x N matrix is formed.
+
+def orthogonal_directions(count: int, width: int) -> Tensor:
+    """`count` random directions of `width` dimensions, orthogonal in blocks of `width`, with the lengths of normal
+    vectors: (count, width). Performers, arXiv 2009.14794, section 2.4."""
+    blocks = [torch.linalg.qr(torch.randn(width, width)).Q.T for _ in range(-(-count // width))]
+    lengths: Tensor = torch.linalg.vector_norm(torch.randn(count, width), dim=-1, keepdim=True)
+    return torch.cat(blocks)[:count] * lengths
+
+
+def random_features(x: Tensor, directions: Tensor, shared: tuple[int, ...]) -> Tensor:
+    """Positive random features of the softmax kernel: (b, n, h, e), (m, e) -> (b, n, h, m). arXiv 2009.14794, (5).
+
+    phi(x)_j = exp(w_j z - |z|^2 / 2), z = x / e^(1/4), so that E[phi(q) phi(k)] is proportional to exp(q k / sqrt(e)).
+    The exponents are shifted to a maximum of 0 over the axes `shared`, which cancels out of the normalised attention:
+    over the features for queries, over positions and features for keys. FLOOR keeps a query whose large features meet
+    only small ones of the keys from 0 / 0, as in the authors' code.
     """
-
-    def __init__(self, dim: int, heads: int, fused: bool = True) -> None:
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim {dim} is not divisible by heads {heads}")
-        self.heads, self.fused = heads, fused
-        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
-
-    def _split(self, x: Tensor, projection: nn.Linear) -> Tensor:
-        dim = x.shape[-1]
-        split: Tensor = projection(x).reshape(*x.shape[:-1], self.heads, dim // self.heads).transpose(1, 2)
-        return split  # (b, h, N, e)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(1, -2)  # (b, N, d)
-        query, key, value = (self._split(tokens, p) for p in (self.query, self.key, self.value))
-        if self.fused:
-            mixed = F.scaled_dot_product_attention(query, key, value)
-        else:
-            mixed = torch.softmax(query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5, dim=-1) @ value
-        output: Tensor = self.out(mixed.transpose(1, 2).flatten(-2)).reshape(x.shape)
-        return output
+    scaled = x * x.shape[-1] ** -0.25
+    exponent = scaled @ directions.T - scaled.square().sum(dim=-1, keepdim=True) / 2
+    return torch.exp(exponent - exponent.amax(dim=shared, keepdim=True)) + FLOOR

@@ -11,11 +11,19 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from models.attention import FullAttention, HOTAttention
+from models.attention import Combine, FeatureMap, HOTAttention
+from models.full import FullAttention, NoAttention, Variant
+from models.kao import KAOAttention, Queries
 
-AttentionKind = Literal["hot-product", "hot-sum", "full"]
+AttentionKind = Literal[
+    "hot-product", "hot-sum", "hot-kernelised", "kao-kv", "kao-qkv", "full", "full-naive", "full-pooled", "none"
+]
 Readout = Literal["mean", "flatten"]
-Position = Literal["none", "learned"]
+Position = Literal["none", "learned", "sinusoidal"]
+
+_HOT: dict[AttentionKind, Combine] = {"hot-product": "product", "hot-sum": "sum", "hot-kernelised": "kernelised"}
+_KAO: dict[AttentionKind, Queries] = {"kao-kv": "tokens", "kao-qkv": "means"}
+_FULL: dict[AttentionKind, Variant] = {"full": "fused", "full-naive": "naive", "full-pooled": "pooled"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,8 @@ class ForecasterConfig:
     """Forecaster over a [variates, patches] grid. Defaults: the HOT paper's (arXiv 2412.02919, section 6).
 
     lookback, horizon, patch: time steps; the patch divides the lookback. rotary: modes, 0 the variates and 1 the time;
-    full attention has no modes and takes no notice of it. ValueError: a value that cannot be built.
+    only HOT has matrices of single modes, other attention takes no notice of it. position: of a patch in time, added to
+    its token. feature_map: of "hot-kernelised". ValueError: a value that cannot be built.
     """
 
     kind: ClassVar[str] = "forecaster"
@@ -38,11 +47,13 @@ class ForecasterConfig:
     attention: AttentionKind = "hot-product"
     rotary: tuple[int, ...] = (1,)
     readout: Readout = "mean"
+    position: Position = "none"
+    feature_map: FeatureMap = "elu"
 
     def __post_init__(self) -> None:
         _require_positive(self, "lookback", "horizon", "patch", "dim", "depth", "heads", "hidden")
         _require_dropout(self.dropout)
-        _require_one_of("attention", self.attention, get_args(AttentionKind))
+        _require_known_names(self)
         _require_one_of("readout", self.readout, get_args(Readout))
         if self.lookback % self.patch:
             raise ValueError(f"lookback {self.lookback} is not divisible by patch {self.patch}")
@@ -68,19 +79,81 @@ class ClassifierConfig:
     attention: AttentionKind = "hot-product"
     rotary: tuple[int, ...] = ()
     position: Position = "learned"
+    feature_map: FeatureMap = "elu"
 
     def __post_init__(self) -> None:
         _require_positive(self, "classes", "patch", "dim", "depth", "heads", "hidden")
         _require_dropout(self.dropout)
-        _require_one_of("attention", self.attention, get_args(AttentionKind))
-        _require_one_of("position", self.position, get_args(Position))
+        _require_known_names(self)
         if len(self.volume) != 3:
             raise ValueError(f"volume must have three sides, got {self.volume}")
         if any(side <= 0 or side % self.patch for side in self.volume):
             raise ValueError(f"volume {self.volume} is not divisible by patch {self.patch}")
 
 
-Config = ForecasterConfig | ClassifierConfig
+Stage = tuple[str, int, int, int]
+"""One module of a KANet: "base" or "attention", channels, expansion, stride."""
+
+MODULES: tuple[Stage, ...] = (
+    ("base", 24, 4, 2),
+    ("attention", 24, 4, 1),
+    ("base", 48, 4, 2),
+    ("attention", 48, 4, 1),
+)
+
+
+@dataclass(frozen=True)
+class KANetConfig:
+    """Convolutional classifier with attention in its residual branches (arXiv 2007.08442, section 4.1).
+
+    size: pixels or voxels of each spatial axis, two for images and three for volumes. channels: of the input.
+    stem, features: channels after the first and the last convolution. A module's width inside is its input's channels
+    times the expansion, which the heads of an "attention" module divide. ValueError: a value that cannot be built.
+    """
+
+    kind: ClassVar[str] = "kanet"
+    size: tuple[int, ...] = (32, 32, 32)
+    channels: int = 1
+    classes: int = 2
+    stem: int = 16
+    modules: tuple[Stage, ...] = MODULES
+    features: int = 192
+    heads: int = 4
+    dropout: float = 0.2
+    attention: AttentionKind = "kao-kv"
+    rotary: tuple[int, ...] = ()
+    feature_map: FeatureMap = "elu"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "channels", "classes", "stem", "features", "heads")
+        _require_dropout(self.dropout)
+        _require_known_names(self)
+        if len(self.size) not in (2, 3) or any(not isinstance(side, int) or side < 1 for side in self.size):
+            raise ValueError(f"size must have two or three sides of at least 1, got {self.size}")
+        if not self.modules:
+            raise ValueError("modules must name at least one")
+        for stage in self.modules:
+            if len(stage) != 4 or any(not isinstance(value, int) or value < 1 for value in stage[1:]):
+                raise ValueError(f"a module is [kind, channels, expansion, stride], got {list(stage)}")
+            _require_one_of("a module's kind", stage[0], ("base", "attention"))
+
+
+Config = ForecasterConfig | ClassifierConfig | KANetConfig
+KINDS: tuple[type[Config], ...] = (ForecasterConfig, ClassifierConfig, KANetConfig)
+
+
+def input_shape(config: Config) -> tuple[int, ...]:
+    """Of one sample; -1 where any size is taken."""
+    if isinstance(config, ForecasterConfig):
+        return (-1, config.lookback)
+    return (1, *config.volume) if isinstance(config, ClassifierConfig) else (config.channels, *config.size)
+
+
+def _require_known_names(config: Config) -> None:
+    _require_one_of("attention", config.attention, get_args(AttentionKind))
+    _require_one_of("feature_map", config.feature_map, get_args(FeatureMap))
+    if not isinstance(config, KANetConfig):
+        _require_one_of("position", config.position, get_args(Position))
 
 
 def _require_positive(config: Config, *names: str) -> None:
@@ -100,12 +173,14 @@ def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def attention_module(config: Config, order: int) -> nn.Module:
-    """The attention that `config.attention` names, for an order-`order` grid."""
-    if config.attention == "full":
-        return FullAttention(config.dim, config.heads)
-    combine: Literal["product", "sum"] = "product" if config.attention == "hot-product" else "sum"
-    return HOTAttention(config.dim, order, config.heads, combine, config.rotary)
+def attention_module(config: Config, dim: int, order: int) -> nn.Module:
+    """The attention that `config.attention` names, over tokens of width `dim` on an order-`order` grid."""
+    kind = config.attention
+    if kind in _HOT:
+        return HOTAttention(dim, order, config.heads, _HOT[kind], config.rotary, config.feature_map)
+    if kind in _KAO:
+        return KAOAttention(dim, config.heads, _KAO[kind])
+    return FullAttention(dim, config.heads, _FULL[kind]) if kind in _FULL else NoAttention(dim)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -115,23 +190,28 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> Config:
     """The config that `to_dict` wrote. ValueError names an unknown kind or key, or a value that is not allowed."""
-    keywords: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    keywords: dict[str, Any] = {key: _frozen(value) for key, value in values.items()}
     kind = keywords.pop("kind", None)
-    for cls in (ForecasterConfig, ClassifierConfig):
+    for cls in KINDS:
         if cls.kind == kind:
             known = {field.name for field in dataclasses.fields(cls)}
             if unknown := sorted(set(keywords) - known):
                 raise ValueError(f"unknown keys {', '.join(unknown)} for kind {kind!r}")
             return cls(**keywords)
-    raise ValueError(f"unknown kind {kind!r}; known: {ForecasterConfig.kind}, {ClassifierConfig.kind}")
+    raise ValueError(f"unknown kind {kind!r}; known: {', '.join(cls.kind for cls in KINDS)}")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def build(config: Config) -> nn.Module:
     """A freshly initialised module for `config`."""
-    # Here, not above: both modules import `attention_module` from this file.
+    # Here, not above: these modules import `attention_module` from this file.
     from models.classifier import VolumeClassifier
     from models.forecaster import Forecaster
+    from models.kanet import KANet
 
     if isinstance(config, ForecasterConfig):
         return Forecaster(config)
-    return VolumeClassifier(config)
+    return VolumeClassifier(config) if isinstance(config, ClassifierConfig) else KANet(config)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from app.manifest import Binarise, Reorient, Resize, VolumeClassification
-from models.config import ClassifierConfig
+from models.config import ClassifierConfig, KANetConfig, input_shape
 from train.datasets.volumes import Volumes, shrink_masks
 from train.metrics import binary_scores
 from train.recipe import Augmentation
@@ -49,14 +49,22 @@ class ClassificationObjective:
     """
 
     def __init__(
-        self, volumes: Volumes, config: ClassifierConfig, augmentation: Augmentation, device: torch.device
+        self,
+        volumes: Volumes,
+        config: ClassifierConfig | KANetConfig,
+        augmentation: Augmentation,
+        device: torch.device,
     ) -> None:
+        shape = input_shape(config)
+        if len(shape) != 4 or shape[0] != 1:
+            raise ValueError(f"the model takes {list(shape)}, {volumes.name} has single-channel volumes")
+        self._shape = shape[1:]
         if config.classes != len(volumes.labels):
             raise ValueError(f"the model has {config.classes} classes, {volumes.name} has {len(volumes.labels)}")
         self.volumes, self.config, self.augmentation, self.device = volumes, config, augmentation, device
-        self._inputs = torch.from_numpy(shrink_masks(volumes.images["train"], config.volume)).to(device)
+        self._inputs = torch.from_numpy(shrink_masks(volumes.images["train"], self._shape)).to(device)
         self._targets = torch.from_numpy(volumes.targets["train"]).to(device)
-        self._validation = torch.from_numpy(shrink_masks(volumes.images["val"], config.volume))
+        self._validation = torch.from_numpy(shrink_masks(volumes.images["val"], self._shape))
         self.size = len(self._inputs)
         self._augments = any((augmentation.rotation, augmentation.scale, augmentation.shift))
 
@@ -81,7 +89,7 @@ class ClassificationObjective:
     def facts(self) -> dict[str, Any]:
         task = VolumeClassification(
             labels=self.volumes.labels,
-            preprocessing=(Reorient(), Binarise(), Resize(shape=self.config.volume)),
+            preprocessing=(Reorient(), Binarise(), Resize(shape=self._shape)),
         )
         return {
             "dataset": self.volumes.name,

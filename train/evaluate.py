@@ -116,6 +116,8 @@ def evaluate_bundle(
     run, task = _session(bundle, manifest), manifest.task
     if isinstance(task, Forecasting):
         values = _evaluate_series(run, task, name, split, folder, progress)
+    elif not isinstance(task, VolumeClassification):
+        raise BundleError(f"{bundle}: no data set here feeds a model for {task.kind}")
     else:
         values = _evaluate_volumes(run, task, name, split, folder, progress)
     return {"dataset": name, "split": split, "values": values}

@@ -1,4 +1,4 @@
-"""Training a forecaster: the mean of the MSEs at the benchmark's horizons, which are prefixes of one forecast."""
+"""Training a forecaster: the mean of the losses at the benchmark's horizons, which are prefixes of one forecast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.manifest import Forecasting
 from models.config import ForecasterConfig
 from train.datasets.series import Series, window_count
 from train.metrics import HORIZONS, ForecastErrors
-from train.recipe import Augmentation
+from train.recipe import Augmentation, Loss
 
 VALIDATION_BATCH = 256
 
@@ -22,6 +22,13 @@ def random_subset(count: int, generator: Generator) -> Tensor:
     return torch.randperm(count, generator=generator)[:size]
 
 
+def _penalty(error: Tensor, loss: Loss) -> Tensor:
+    """Of every error its square, its size, or the sum of both."""
+    if loss == "mse":
+        return error.square()
+    return error.abs() if loss == "mae" else error.square() + error.abs()
+
+
 class ForecastObjective:
     """Windows of one series on the scale of its training rows; arXiv 2412.02919, section 6.1.
 
@@ -30,8 +37,14 @@ class ForecastObjective:
     """
 
     def __init__(
-        self, series: Series, config: ForecasterConfig, augmentation: Augmentation, device: torch.device
+        self,
+        series: Series,
+        config: ForecasterConfig,
+        augmentation: Augmentation,
+        device: torch.device,
+        penalty: Loss = "mse",
     ) -> None:
+        self.penalty = penalty
         self.series, self.config, self.augmentation, self.device = series, config, augmentation, device
         self.horizons = tuple(h for h in HORIZONS if h <= config.horizon) or (config.horizon,)
         rows = torch.from_numpy(series.scaled("train", config.lookback)).float().to(device)
@@ -46,8 +59,9 @@ class ForecastObjective:
         if float(torch.rand((), generator=generator)) < self.augmentation.variates:
             windows = windows[:, random_subset(windows.shape[1], generator).to(self.device)]
         past, future = windows[..., : self.config.lookback], windows[..., self.config.lookback :]
-        squared = (module(past) - future).square().mean(dim=(0, 1))  # (horizon)
-        return torch.stack([squared[:h].mean() for h in self.horizons]).mean()
+        error = module(past) - future
+        steps = _penalty(error, self.penalty).mean(dim=(0, 1))  # (horizon)
+        return torch.stack([steps[:h].mean() for h in self.horizons]).mean()
 
     def validate(self, module: nn.Module) -> tuple[float, dict[str, Any]]:
         lookback = self.config.lookback

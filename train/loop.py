@@ -128,6 +128,11 @@ class Trainer:
         decay = min(self.recipe.optimisation.average, (1 + steps) / (10 + steps))
         for mean, value in zip(self.averaged.parameters(), self.module.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
+        for kept, buffer in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
+            if buffer.is_floating_point():  # batch statistics belong to the weights that made them
+                kept.lerp_(buffer, 1 - decay)
+            else:
+                kept.copy_(buffer)
 
     def _training(self) -> dict[str, Any]:
         return {

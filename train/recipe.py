@@ -6,9 +6,11 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from models.config import Config, from_dict, to_dict
+
+Loss = Literal["mse", "mae", "mse+mae"]
 
 
 class RecipeError(ValueError):
@@ -21,7 +23,8 @@ class Optimisation:
 
     learning_rate: the cycle's peak. warmup: share of all steps before it. clip: largest gradient norm. patience: epochs
     without improvement before stopping. average: decay per step of the exponential moving average of the weights, which
-    is what is validated and saved; 0 switches it off.
+    is what is validated and saved; 0 switches it off. loss: of a forecaster's errors; a
+    classifier has cross-entropy and takes no notice of it.
     """
 
     epochs: int
@@ -33,6 +36,7 @@ class Optimisation:
     patience: int = 10
     average: float = 0.0
     seed: int = 0
+    loss: Loss = "mse"
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Recipe:
         return {**dataclasses.asdict(self), "model": to_dict(self.model)}
 
 
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "Loss": (str,)}
 
 
 def _table(cls: type[Any], values: Any, where: str) -> Any:
@@ -110,6 +114,8 @@ def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
         raise RecipeError(f"{source} [optimisation]: epochs, batch and patience must be at least 1")
     if not 0 <= optimisation.average < 1:
         raise RecipeError(f"{source} [optimisation]: average must be in [0, 1), got {optimisation.average}")
+    if optimisation.loss not in get_args(Loss):
+        raise RecipeError(f"{source} [optimisation]: loss must be one of {', '.join(get_args(Loss))}")
     values["optimisation"] = optimisation
     values["augmentation"] = _table(Augmentation, values.get("augmentation", {}), f"{source} [augmentation]")
     return Recipe(**values)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from models.config import ClassifierConfig, ForecasterConfig
+from models.config import ForecasterConfig
 from train.classification import ClassificationObjective
 from train.datasets import series, volumes
 from train.datasets.folder import DatasetError
@@ -28,10 +28,11 @@ def make_objective(recipe: Recipe, data: Path, device: torch.device) -> Objectiv
     """The recipe's data set under the recipe's model. DatasetError: unknown data set, or one the model is not for."""
     model = recipe.model
     if recipe.dataset in series.SOURCES and isinstance(model, ForecasterConfig):
-        return ForecastObjective(series.load_series(recipe.dataset, data), model, recipe.augmentation, device)
-    if recipe.dataset in volumes.SOURCES and isinstance(model, ClassifierConfig):
-        loaded = volumes.load_volumes(recipe.dataset, data)
-        return ClassificationObjective(loaded, model, recipe.augmentation, device)
+        loaded = series.load_series(recipe.dataset, data)
+        return ForecastObjective(loaded, model, recipe.augmentation, device, recipe.optimisation.loss)
+    if recipe.dataset in volumes.SOURCES and not isinstance(model, ForecasterConfig):
+        images = volumes.load_volumes(recipe.dataset, data)
+        return ClassificationObjective(images, model, recipe.augmentation, device)
     known = ", ".join([*series.SOURCES, *volumes.SOURCES])
     raise DatasetError(f"data set {recipe.dataset!r} is not one for a {model.kind}; known: {known}")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from app.engine.runtime import Model
 from app.errors import InvalidRequest
-from app.manifest import VolumeClassification
+from app.manifest import TensorClassification, VolumeClassification
 
 
 def top_classes(model: Model, name: str, tensor: np.ndarray, count: int) -> np.ndarray:
@@ -41,6 +41,6 @@ def top_classes(model: Model, name: str, tensor: np.ndarray, count: int) -> np.n
 def _labels(model: Model, name: str, size: int) -> tuple[str, ...]:
     """The manifest's labels when this output is the classifier's own, one value a label."""
     task = None if model.manifest is None else model.manifest.task
-    if not isinstance(task, VolumeClassification) or name != model.output_names[0] or size != len(task.labels):
+    if not isinstance(task, VolumeClassification | TensorClassification) or name != model.output_names[0]:
         return ()
-    return task.labels
+    return task.labels if size == len(task.labels) else ()

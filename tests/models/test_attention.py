@@ -1,4 +1,4 @@
-"""HOT and full attention against N x N matrices in float64 numpy."""
+"""HOT attention against N x N matrices in float64 numpy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.attention import Combine, FullAttention, HOTAttention, hot_product, hot_sum, rotate
+from models.attention import Combine, HOTAttention
+from models.cores import hot_product, hot_sum
 from tests.models import kronecker
+from tests.models.drawn import drawn_input, randomised
 
 GRIDS = [(5,), (1,), (3, 7), (1, 6), (3, 5, 2), (3, 1, 5), (3, 2, 5, 2)]
 """Orders 1 to 4, odd sizes and single-token modes (one variate)."""
@@ -18,26 +20,12 @@ def _single_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """float64, every parameter random: gains of 1 and biases of 0 would hide a forgotten term."""
-    generator = torch.Generator().manual_seed(seed)
-    module.double().eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5)
-    return module
-
-
-def _input(batch: int, grid: tuple[int, ...], dim: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(batch, *grid, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("combine", ["product", "sum"])
 def test_equals_the_full_kronecker_matrix(combine: Combine, grid: tuple[int, ...], batch: int) -> None:
-    module = _randomised(HOTAttention(12, len(grid), heads=3, combine=combine), seed=1)
-    x = _input(batch, grid, 12)
+    module = randomised(HOTAttention(12, len(grid), heads=3, combine=combine), seed=1)
+    x = drawn_input(batch, grid, 12)
     expected = kronecker.hot(x.numpy(), kronecker.weights(module), 3, combine)
     np.testing.assert_allclose(module(x).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
 
@@ -46,17 +34,17 @@ def test_equals_the_full_kronecker_matrix(combine: Combine, grid: tuple[int, ...
 @pytest.mark.parametrize("combine", ["product", "sum"])
 def test_equals_the_full_kronecker_matrix_with_rotary(combine: Combine, modes: tuple[int, ...]) -> None:
     grid = (3, 5) if max(modes) < 2 else (3, 5, 4)
-    module = _randomised(HOTAttention(12, len(grid), heads=3, combine=combine, rotary=modes), seed=2)
-    x = _input(2, grid, 12, seed=3)
+    module = randomised(HOTAttention(12, len(grid), heads=3, combine=combine, rotary=modes), seed=2)
+    x = drawn_input(2, grid, 12, seed=3)
     expected = kronecker.hot(x.numpy(), kronecker.weights(module), 3, combine, modes)
     np.testing.assert_allclose(module(x).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_rotary_changes_the_answer() -> None:
     """Otherwise the test above would pass with rotary left out on both sides."""
-    plain = _randomised(HOTAttention(12, 2, heads=3), seed=2)
-    turned = _randomised(HOTAttention(12, 2, heads=3, rotary=(1,)), seed=2)
-    x = _input(2, (3, 5), 12, seed=3)
+    plain = randomised(HOTAttention(12, 2, heads=3), seed=2)
+    turned = randomised(HOTAttention(12, 2, heads=3, rotary=(1,)), seed=2)
+    x = drawn_input(2, (3, 5), 12, seed=3)
     assert (plain(x) - turned(x)).abs().max() > 1e-2
 
 
@@ -70,29 +58,13 @@ def test_the_product_matrix_is_a_distribution_and_the_sum_has_mass_k(grid: tuple
     torch.testing.assert_close(hot_sum(value, vectors, vectors), value * len(grid))
 
 
-def test_rotate_equals_complex_rotation() -> None:
-    x = torch.randn(2, 9, 3, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    expected = np.stack([np.stack([kronecker.rotary(x[b, :, h].numpy()) for h in range(3)], axis=1) for b in range(2)])
-    np.testing.assert_allclose(rotate(x).numpy(), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_rotary_scores_depend_on_the_distance_alone() -> None:
-    """RoFormer's purpose: <R_m q, R_n k> = <R_{m+s} q, R_{n+s} k>."""
-    generator = torch.Generator().manual_seed(6)
-    q, k = (torch.randn(1, 1, 1, 8, generator=generator, dtype=torch.float64).expand(1, 12, 1, 8) for _ in range(2))
-    scores = (rotate(q)[0, :, 0] @ rotate(k)[0, :, 0].T).numpy()
-    for distance in range(-11, 12):
-        diagonal = np.diagonal(scores, distance)
-        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-12)
-
-
 @pytest.mark.parametrize("grid", [(5,), (3, 7), (3, 5, 2)])
 def test_pooling_before_projection_equals_projecting_then_pooling(grid: tuple[int, ...]) -> None:
     """The module pools first; the paper projects first. Here projection, pooling and core are all torch's."""
     heads, dim, order = 3, 12, len(grid)
-    module = _randomised(HOTAttention(dim, order, heads), seed=7)
+    module = randomised(HOTAttention(dim, order, heads), seed=7)
     assert isinstance(module, HOTAttention)
-    x = _input(2, grid, dim, seed=8)
+    x = drawn_input(2, grid, dim, seed=8)
 
     def pooled(projection: torch.nn.Linear, norm: torch.nn.LayerNorm, mode: int) -> torch.Tensor:
         slices = projection(x).unflatten(-1, (order, dim))[..., mode, :]
@@ -109,8 +81,8 @@ def test_pooling_before_projection_equals_projecting_then_pooling(grid: tuple[in
 
 @pytest.mark.parametrize("combine", ["product", "sum"])
 def test_permuting_a_mode_without_rotary_permutes_the_answer(combine: Combine) -> None:
-    module = _randomised(HOTAttention(12, 3, heads=3, combine=combine, rotary=(2,)), seed=9)
-    x = _input(2, (4, 5, 3), 12)
+    module = randomised(HOTAttention(12, 3, heads=3, combine=combine, rotary=(2,)), seed=9)
+    x = drawn_input(2, (4, 5, 3), 12)
     order = torch.tensor([2, 0, 4, 1, 3])
     torch.testing.assert_close(module(x[:, :, order]), module(x)[:, :, order], rtol=1e-10, atol=1e-10)
     flipped = module(x.flip(3)).flip(3)
@@ -119,25 +91,16 @@ def test_permuting_a_mode_without_rotary_permutes_the_answer(combine: Combine) -
 
 @pytest.mark.parametrize("combine", ["product", "sum"])
 def test_gradients_equal_finite_differences(combine: Combine) -> None:
-    module = _randomised(HOTAttention(4, 2, heads=2, combine=combine, rotary=(1,)), seed=10)
-    x = _input(1, (2, 3), 4).requires_grad_()
+    module = randomised(HOTAttention(4, 2, heads=2, combine=combine, rotary=(1,)), seed=10)
+    x = drawn_input(1, (2, 3), 4).requires_grad_()
     assert torch.autograd.gradcheck(module, (x,))
-
-
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("grid", [(5,), (3, 4), (3, 2, 2)])
-def test_full_attention_equals_the_definition(grid: tuple[int, ...], fused: bool) -> None:
-    module = _randomised(FullAttention(12, heads=3, fused=fused), seed=11)
-    x = _input(2, grid, 12)
-    expected = kronecker.full_attention(x.numpy(), kronecker.weights(module), 3)
-    np.testing.assert_allclose(module(x).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_order_one_attends_like_a_single_matrix() -> None:
     """With one mode, product and sum are the same attention."""
-    product = _randomised(HOTAttention(8, 1, heads=2, combine="product"), seed=12)
-    total = _randomised(HOTAttention(8, 1, heads=2, combine="sum"), seed=12)
-    x = _input(2, (6,), 8)
+    product = randomised(HOTAttention(8, 1, heads=2, combine="product"), seed=12)
+    total = randomised(HOTAttention(8, 1, heads=2, combine="sum"), seed=12)
+    x = drawn_input(2, (6,), 8)
     torch.testing.assert_close(product(x), total(x), rtol=1e-12, atol=1e-12)
 
 
@@ -158,9 +121,9 @@ def test_what_cannot_be_built_is_refused(arguments: dict[str, object], message: 
 @pytest.mark.parametrize("rotary", [(), (1,)])
 @pytest.mark.parametrize("grid", [(3, 7), (3, 5, 2)])
 def test_mode_attentions_equal_their_definition(grid: tuple[int, ...], rotary: tuple[int, ...]) -> None:
-    module = _randomised(HOTAttention(12, len(grid), heads=3, rotary=rotary), seed=13)
+    module = randomised(HOTAttention(12, len(grid), heads=3, rotary=rotary), seed=13)
     assert isinstance(module, HOTAttention)
-    x = _input(2, grid, 12)
+    x = drawn_input(2, grid, 12)
     found = [matrices.detach().numpy() for matrices in module.mode_attentions(x)]
     assert [matrices.shape for matrices in found] == [(2, 3, size, size) for size in grid]
     for row, sample in enumerate(x.numpy()):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from models.config import ClassifierConfig, Config, ForecasterConfig, build
+from models.config import AttentionKind, ClassifierConfig, Config, ForecasterConfig, build
 
 FORECASTER = ForecasterConfig(lookback=24, horizon=17, patch=4, dim=16, depth=2, heads=4, hidden=24)
+ATTENTIONS = get_args(AttentionKind)
 CLASSIFIER = ClassifierConfig(volume=(8, 12, 16), classes=3, patch=4, dim=16, depth=2, heads=4, hidden=24)
 
 
@@ -30,7 +31,7 @@ def _series(batch: int, variates: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("readout", ["mean", "flatten"])
-@pytest.mark.parametrize("attention", ["hot-product", "hot-sum", "full"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(("batch", "variates"), [(1, 1), (2, 7), (3, 1)])
 def test_forecasts_any_batch_and_any_number_of_variates(
     batch: int, variates: int, attention: str, readout: str
@@ -41,7 +42,8 @@ def test_forecasts_any_batch_and_any_number_of_variates(
     assert torch.isfinite(forecast).all()
 
 
-@pytest.mark.parametrize("attention", ["hot-product", "hot-sum", "full"])
+# Cells of two variates change when the variates are permuted.
+@pytest.mark.parametrize("attention", [kind for kind in ATTENTIONS if kind != "full-pooled"])
 def test_permuting_the_variates_permutes_the_forecasts(attention: str) -> None:
     module, x = _built(FORECASTER, attention=attention), _series(2, 5)
     order = torch.tensor([3, 1, 4, 0, 2])
@@ -53,12 +55,23 @@ def test_a_batch_is_its_samples() -> None:
     torch.testing.assert_close(module(x), torch.cat([module(row) for row in x.split(1)]), rtol=1e-10, atol=1e-10)
 
 
-def test_variates_inform_each_other() -> None:
-    """Attention over the variate mode is there: changing one variate changes the others' forecasts."""
-    module, x = _built(FORECASTER), _series(1, 3)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_variates_inform_each_other_through_attention_alone(attention: str) -> None:
+    """Changing one variate changes the others' forecasts, except in the network without attention."""
+    module, x = _built(FORECASTER, attention=attention), _series(1, 3)
     changed = x.clone()
     changed[0, 0] = changed[0, 0].flip(-1)
-    assert (module(x)[0, 1:] - module(changed)[0, 1:]).abs().max() > 1e-6
+    difference = float((module(x)[0, 1:] - module(changed)[0, 1:]).abs().max().detach())
+    assert difference < 1e-12 if attention == "none" else difference > 1e-7
+
+
+@pytest.mark.parametrize(("position", "notices"), [("none", False), ("learned", True), ("sinusoidal", True)])
+def test_only_positions_make_the_forecaster_notice_the_order_of_patches(position: str, notices: bool) -> None:
+    """Under a mean over time, KAO sees a set of patches; positions make it a sequence."""
+    module, x = _built(FORECASTER, attention="kao-kv", position=position), _series(1, 2)
+    swapped = torch.cat((x[..., 12:], x[..., :12]), dim=-1)
+    difference = float((module(x) - module(swapped)).abs().max().detach())
+    assert difference > 1e-6 if notices else difference < 1e-12
 
 
 @pytest.mark.parametrize("readout", ["mean", "flatten"])
@@ -85,8 +98,8 @@ def test_a_mean_readout_of_one_patch_equals_a_flattened_one() -> None:
     torch.testing.assert_close(mean(x), flatten(x))
 
 
-@pytest.mark.parametrize("attention", ["hot-product", "hot-sum", "full"])
-@pytest.mark.parametrize("position", ["none", "learned"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("position", ["none", "learned", "sinusoidal"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_classifies_a_batch_of_volumes(batch: int, position: str, attention: str) -> None:
     module = _built(CLASSIFIER, position=position, attention=attention)
@@ -98,7 +111,13 @@ def test_classifies_a_batch_of_volumes(batch: int, position: str, attention: str
 
 
 @pytest.mark.parametrize(
-    ("changes", "notices"), [({"position": "none"}, False), ({}, True), ({"position": "none", "rotary": (0,)}, True)]
+    ("changes", "notices"),
+    [
+        ({"position": "none"}, False),
+        ({}, True),
+        ({"position": "sinusoidal"}, True),
+        ({"position": "none", "rotary": (0,)}, True),
+    ],
 )
 def test_only_positions_make_the_classifier_notice_where_a_patch_stands(changes: dict[str, Any], notices: bool) -> None:
     module = _built(CLASSIFIER, **changes)
@@ -107,6 +126,13 @@ def test_only_positions_make_the_classifier_notice_where_a_patch_stands(changes:
     swapped = torch.cat((x[:, :, 4:], x[:, :, :4]), dim=2)  # the two layers of patches along D change places
     difference = float((module(x) - module(swapped)).abs().max().detach())
     assert difference > 1e-6 if notices else difference < 1e-12
+
+
+@pytest.mark.parametrize("position", ["none", "sinusoidal"])
+def test_without_learned_positions_any_volume_is_classified(position: str) -> None:
+    module = _built(CLASSIFIER, position=position)
+    for shape in ((4, 4, 4), (8, 12, 16), (20, 4, 12)):
+        assert module(torch.rand(2, 1, *shape, dtype=torch.float64)).shape == (2, 3)
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -49,8 +49,18 @@ def forecaster_recipe(**optimisation: Any) -> Recipe:
     return parse_recipe({"name": "f", "dataset": "synthetic", "model": model, "optimisation": options}, "f.toml")
 
 
+def kanet_recipe(**optimisation: Any) -> Recipe:
+    stages = [["base", 4, 1, 1], ["attention", 4, 1, 1]]
+    model = {"kind": "kanet", "size": [8, 8, 8], "stem": 4, "modules": stages, "features": 8, "heads": 2}
+    return _of_volumes(model, {"average": 0.9, **optimisation})
+
+
 def classifier_recipe(**optimisation: Any) -> Recipe:
     model = {"kind": "volume-classifier", "volume": [8, 8, 8], "dim": 8, "depth": 1, "heads": 2, "hidden": 8}
+    return _of_volumes(model, optimisation)
+
+
+def _of_volumes(model: dict[str, Any], optimisation: dict[str, Any]) -> Recipe:
     augmentation = {"rotation": 15.0, "scale": 0.1, "shift": 0.1, "label_smoothing": 0.1}
     options = {"epochs": 4, "batch": 5, "seed": 5, **optimisation}
     values = {

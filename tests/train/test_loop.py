@@ -23,7 +23,11 @@ from train.objective import Objective
 from train.recipe import Augmentation, Recipe
 
 CPU = torch.device("cpu")
-KINDS = {"forecaster": synthetic.forecaster_recipe, "classifier": synthetic.classifier_recipe}
+KINDS = {
+    "forecaster": synthetic.forecaster_recipe,
+    "classifier": synthetic.classifier_recipe,
+    "kanet": synthetic.kanet_recipe,
+}
 
 
 def objective(recipe: Recipe) -> Objective:
@@ -176,6 +180,35 @@ def test_the_forecast_loss_is_the_mean_over_horizons() -> None:
     expected = (np.square(errors[:, :2]).mean() + np.square(errors).mean()) / 2
     loss = task.loss(LastValue(), torch.tensor(chosen), torch.Generator())
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_is_of_squares_or_sizes_or_both() -> None:
+    class Zero(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.new_zeros(*x.shape[:-1], 8)
+
+    recipe = synthetic.forecaster_recipe()
+    assert isinstance(recipe.model, ForecasterConfig)
+    rows, losses = synthetic.series().scaled("train", 12), []
+    for name in ("mse", "mae", "mse+mae"):
+        task = ForecastObjective(synthetic.series(), recipe.model, Augmentation(), CPU, name)
+        losses.append(task.loss(Zero(), torch.tensor([3]), torch.Generator()).item())
+    target = rows[15:23]
+    assert losses[:2] == pytest.approx([np.square(target).mean(), np.abs(target).mean()], rel=1e-5)
+    assert losses[2] == pytest.approx(sum(losses[:2]), rel=1e-6)
+
+
+def test_averaged_weights_have_averaged_batch_statistics() -> None:
+    """A KANet validated with the averages' own statistics, not with those of a fresh network (mean 0, variance 1)."""
+    recipe = synthetic.kanet_recipe(average=0.5)
+    trainer = Trainer(recipe, objective(recipe), Path("unused"), CPU)
+    means = "stem.1.running_mean"
+    trainer.module.state_dict()[means].fill_(3.0)
+    trainer.module.state_dict()["stem.1.num_batches_tracked"].fill_(7)
+    trainer.schedule.last_epoch = 10
+    trainer._average()
+    assert torch.equal(trainer.averaged.state_dict()[means], torch.full((4,), 1.5))
+    assert int(trainer.averaged.state_dict()["stem.1.num_batches_tracked"]) == 7
 
 
 def test_random_subsets_of_variates_are_fair() -> None:

@@ -58,6 +58,7 @@ def test_defaults_fill_what_is_not_said(tmp_path: Path) -> None:
         ('dataset = "etth1"', "", "missing key dataset"),
         ('dataset = "etth1"', "dataset = 1", "dataset must be str"),
         ("[model]", "[model", r"mine\.toml: .*line 4"),
+        ("batch = 8", 'batch = 8\nloss = "huber"', r"\[optimisation\]: loss must be one of mse, mae, mse\+mae"),
         ("batch = 8", "batch = 8\n[augmentation]\nflip = true", r"\[augmentation\]: unknown key flip"),
     ],
 )
