@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from app.direct_exchange import DirectExchange, Handler
 
 MAX_HEAD_BYTES = 1 << 16
 """Bytes in a row that are neither body nor the end of a head: request line, headers, trailers, chunk extensions."""
@@ -21,13 +23,17 @@ LAST_WORDS_SECONDS = 1.0
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """One connection. `head_seconds`: longest time for a head; `silence_seconds`: longest gap within a body."""
+    """One connection. `head_seconds`: longest time for a head; `silence_seconds`: longest gap within a body.
+
+    direct: answers the requests that it accepts, ahead of the application.
+    """
 
     head_seconds = 10.0
     silence_seconds = 30.0
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, direct: Handler | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._direct = direct
         self._unclaimed = 0
         self._in_message = self._in_head = self._heard = self._too_large = self._refused = False
         self._timer: asyncio.TimerHandle | None = None
@@ -59,7 +65,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first byte was parsed."""
         self._in_message = self._in_head = True
-        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
         """The head ends; one that came in few large pieces is measured here."""
@@ -71,7 +77,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._in_head = False
         self._stop_timer()
+        if self._direct is not None and self._take_direct(self._direct):
+            return
+        url, headers, expecting = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()  # which makes the scope, only now, for the application
+        self.url, self.headers, self.expect_100_continue = url, headers, expecting
+        self.scope["headers"] = headers
         super().on_headers_complete()
+
+    def _take_direct(self, handler: Handler) -> bool:
+        """Whether the handler answers this request. What is not plain HTTP/1.1, or comes too early, is not its own."""
+        parser, busy = self.parser, self.cycle is not None and not self.cycle.response_complete
+        plain = parser.get_http_version() == "1.1" and parser.should_keep_alive() and not parser.should_upgrade()
+        if busy or not plain or self.flow.write_paused or parser.get_method() != b"POST":
+            return False
+        answering = handler.accept(self.url, self.headers)
+        if answering is None:
+            return False
+        self.cycle = cast("RequestResponseCycle", DirectExchange(self, answering))
+        return True
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""

@@ -9,8 +9,9 @@ import logging
 import signal
 import socket
 from collections.abc import Iterator, Sequence
+from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from pydantic import ValidationError
@@ -57,17 +58,19 @@ def serve(argv: Sequence[str]) -> int:
         name = str(first["loc"][0])
         parser.error(f"--{name.replace('_', '-')} (KRONSERVE_{name.upper()}): {first['msg']}, got {first['input']!r}")
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from app.api.direct import DirectInference
     from app.main import create_app
 
     try:
         app = create_app(settings)
     except ValueError as error:
         parser.error(str(error))
+    service: Service = app.state.service
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=BoundedHttpProtocol,
+        http=cast("type[asyncio.Protocol]", partial(BoundedHttpProtocol, direct=DirectInference(service))),
         log_config=None,
         access_log=False,
         proxy_headers=False,
@@ -75,7 +78,7 @@ def serve(argv: Sequence[str]) -> int:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=ceil(settings.shutdown_grace) + ANSWER_SECONDS,
     )
-    server = Server(config, app.state.service)
+    server = Server(config, service)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve())
     return 0 if server.started else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -231,29 +232,32 @@ class InferFirst:
 
 
 @dataclass(slots=True)
-class _Answer:
+class Answer:
     """A response body in pieces; `json_length`: of the JSON before the binary tensors; `coding`: how it is packed."""
 
     pieces: list[bytes]
     json_length: int | None
     coding: Coding | None = None
 
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that say what the pieces are."""
+        content_type = b"application/json" if self.json_length is None else b"application/octet-stream"
+        headers = [(b"content-type", content_type), (b"content-length", b"%d" % sum(map(len, self.pieces)))]
+        if self.json_length is not None:
+            headers.append((JSON_HEADER_LENGTH, b"%d" % self.json_length))
+        if self.coding is not None:
+            headers += [(b"content-encoding", self.coding.encode()), (b"vary", b"accept-encoding")]
+        return headers
 
-async def _send(answer: _Answer, send: Send) -> None:
-    body = answer.pieces[0] if len(answer.pieces) == 1 else b"".join(answer.pieces)
-    content_type = b"application/json" if answer.json_length is None else b"application/octet-stream"
-    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
-    if answer.json_length is not None:
-        headers.append((JSON_HEADER_LENGTH, b"%d" % answer.json_length))
-    if answer.coding is not None:
-        headers += [(b"content-encoding", answer.coding.encode()), (b"vary", b"accept-encoding")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+
+async def _send(answer: Answer, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": answer.headers()})
+    await send({"type": "http.response.body", "body": b"".join(answer.pieces)})
 
 
 async def _infer(
     service: Service, parameters: dict[str, str], headers: list[tuple[bytes, bytes]], receive: Receive, lease: Lease
-) -> _Answer:
+) -> Answer:
     settings = service.settings
     model = service.repository.get(parameters["model"], parameters.get("version"))
     header_length = accept_encoding = None
@@ -270,39 +274,59 @@ async def _infer(
         decoded_limit = MAX_JSON_BYTES
     body = await read_body(receive, headers, settings.max_body_bytes, decoded_limit, lease)
     service.scheduler.check_room(model)
-    if len(body) > INLINE_BYTES:
-        request, inputs = await offload(len(body), partial(_decode, body, header_length, model))
-    else:
-        request, inputs = _decode(body, header_length, model)
-    outputs = [output.name for output in request.outputs]
-    future = dataplane.submit(service, model, inputs, outputs, timeout=request.timeout, priority=request.priority)
+    request, inputs = await offload(len(body), partial(decode, body, header_length, model))
+    future = submit(service, model, request, inputs)
     try:
         results = await answer_or_disconnect(future, receive)
     except InferenceFailed as error:
         raise dataplane.fault(inputs, error) from error
-    size = sum(tensor.nbytes for tensor in results.values())
+    return await pack(model, request, results, accept_encoding, settings.compress_from)
+
+
+def decode(
+    body: bytes | bytearray, header_length: bytes | None, model: Model
+) -> tuple[InferRequest, dict[str, np.ndarray]]:
+    """The request in a body, and its inputs, checked. Raises InvalidRequest, NotSupported, PayloadTooLarge."""
+    request = decode_request(body, header_length, model)
+    return request, check_inputs(model, request.tensors)
+
+
+def submit(
+    service: Service, model: Model, request: InferRequest, inputs: dict[str, np.ndarray]
+) -> asyncio.Future[dict[str, np.ndarray]]:
+    """Queue a decoded request, as `dataplane.submit` does."""
+    outputs = [output.name for output in request.outputs]
+    return dataplane.submit(service, model, inputs, outputs, timeout=request.timeout, priority=request.priority)
+
+
+def pack_inline(request: InferRequest, results: dict[str, np.ndarray]) -> bool:
+    """Whether the results are few enough to be written in the event loop."""
     inline = OFFLOAD_CLASSES_BYTES if request.classified else INLINE_BYTES
-    if size > inline:
-        answer = _Answer(*await offload(size, partial(encode_response, model, request, results), inline))
+    return sum(tensor.nbytes for tensor in results.values()) <= inline
+
+
+async def pack(
+    model: Model,
+    request: InferRequest,
+    results: dict[str, np.ndarray],
+    accept_encoding: bytes | None,
+    compress_from: int,
+) -> Answer:
+    """The answer to a request, compressed if that is accepted and it has at least `compress_from` bytes."""
+    if pack_inline(request, results):
+        answer = Answer(*encode_response(model, request, results))
     else:
-        answer = _Answer(*encode_response(model, request, results))
+        answer = Answer(*await offload(1, partial(encode_response, model, request, results), 0))
     if accept_encoding is not None and (coding := accepted(accept_encoding)) is not None:
-        await _compress(answer, coding, settings.compress_from)
+        await _compress(answer, coding, compress_from)
     return answer
 
 
-async def _compress(answer: _Answer, coding: Coding, smallest: int) -> None:
+async def _compress(answer: Answer, coding: Coding, smallest: int) -> None:
     size = sum(map(len, answer.pieces))
     if size >= smallest:
         answer.pieces = [await offload(size, lambda: compress(answer.pieces, coding), INLINE_COMPRESS_BYTES)]
         answer.coding = coding
-
-
-def _decode(
-    body: bytes | bytearray, header_length: bytes | None, model: Model
-) -> tuple[InferRequest, dict[str, np.ndarray]]:
-    request = decode_request(body, header_length, model)
-    return request, check_inputs(model, request.tensors)
 
 
 def _health(name: str, good: bool) -> Response:

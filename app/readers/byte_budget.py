@@ -30,10 +30,16 @@ class ByteBudget:
         """One request's share, empty; use it as a context manager."""
         return Lease(self)
 
+    def take_at_once(self, size: int) -> bool:
+        """Count `size` more bytes as held if there is room for them now."""
+        if self._waiting or not self._fits(size):
+            return False
+        self.held += size
+        return True
+
     async def take(self, size: int) -> None:
         """Count `size` more bytes as held; waits in turn while there is no room. Raises Overloaded."""
-        if not self._waiting and self._fits(size):
-            self.held += size
+        if self.take_at_once(size):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))

@@ -1,0 +1,160 @@
+"""Inference requests over HTTP that come whole and small, which is nearly all of them, answered without ASGI.
+
+What is larger, compressed or in chunks goes to `oip.InferFirst`; both decode, queue and encode by the same functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+
+import numpy as np
+
+from app.api import dataplane
+from app.api.answers import CLIENT_LEFT, error_response, unexpected_response
+from app.api.oip import INFER_ROUTE, Answer, decode, infer_route, pack, pack_inline, submit
+from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, encode_response
+from app.direct_exchange import Answering, DirectExchange, Headers
+from app.engine.runtime import Model
+from app.errors import InferenceFailed, KronserveError
+from app.readers.offload import INLINE_BYTES
+from app.service import Service
+
+LONGEST_LENGTH = len(str(INLINE_BYTES))
+NOT_PLAIN = frozenset({b"content-encoding", b"transfer-encoding", b"expect"})
+
+Future = asyncio.Future[dict[str, np.ndarray]]
+
+
+class DirectInference:
+    """A `direct_exchange.Handler`: POSTs to a model's /infer with a Content-Length of up to `INLINE_BYTES`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._largest = min(INLINE_BYTES, service.settings.max_body_bytes)
+        self._packing: set[asyncio.Task[None]] = set()
+
+    def accept(self, url: bytes, headers: Headers) -> Answering | None:
+        """See `direct_exchange.Handler`. What the body takes of the service's budget is counted from here on."""
+        if not url.endswith(b"/infer") or b"%" in url or b"?" in url or not url.isascii():
+            return None
+        route = infer_route(url.decode())
+        if route is None:
+            return None
+        size = -1
+        header_length = accept_encoding = None
+        for name, value in headers:
+            if name == b"content-length":
+                if len(value) > LONGEST_LENGTH or not value.isdigit():
+                    return None
+                size = int(value)
+            elif name == JSON_HEADER_LENGTH:
+                if header_length is not None:
+                    return None
+                header_length = value
+            elif name == b"accept-encoding":
+                accept_encoding = value
+            elif name in NOT_PLAIN:
+                return None
+        if not 0 <= size <= self._largest or not self._service.body_budget.take_at_once(size):
+            return None
+        return _Inference(self, self._service, route, size, header_length, accept_encoding)
+
+    def later(self, work: Coroutine[None, None, None]) -> None:
+        """Run what must be awaited, and hold it until it ends."""
+        task = asyncio.ensure_future(work)
+        self._packing.add(task)
+        task.add_done_callback(self._packing.discard)
+
+
+class _Inference:
+    """One request on its way: every failure is answered, every ending counted."""
+
+    __slots__ = (
+        "_accept_encoding",
+        "_exchange",
+        "_future",
+        "_handler",
+        "_header_length",
+        "_inputs",
+        "_model",
+        "_request",
+        "_route",
+        "_service",
+        "_size",
+        "_started",
+    )
+    _exchange: DirectExchange
+    _model: Model
+    _request: InferRequest
+    _inputs: dict[str, np.ndarray]
+
+    def __init__(
+        self,
+        handler: DirectInference,
+        service: Service,
+        route: dict[str, str],
+        size: int,
+        header_length: bytes | None,
+        accept_encoding: bytes | None,
+    ) -> None:
+        self._handler, self._service, self._route, self._size = handler, service, route, size
+        self._header_length, self._accept_encoding = header_length, accept_encoding
+        self._started = time.perf_counter()
+        self._future: Future | None = None
+
+    def begin(self, exchange: DirectExchange) -> None:
+        """Decode and queue the request."""
+        self._exchange = exchange
+        service = self._service
+        try:
+            self._model = model = service.repository.get(self._route["model"], self._route.get("version"))
+            service.scheduler.check_room(model)
+            self._request, self._inputs = decode(exchange.body, self._header_length, model)
+            self._future = submit(service, model, self._request, self._inputs)
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._future.add_done_callback(self._finish)
+
+    def _finish(self, future: Future) -> None:
+        """The scheduler is done with it."""
+        if future.cancelled():
+            return
+        try:
+            results = future.result()
+            if self._accept_encoding is None and pack_inline(self._request, results):
+                self._respond(Answer(*encode_response(self._model, self._request, results)))
+            else:
+                self._handler.later(self._pack(results))
+        except InferenceFailed as error:
+            self._fail(dataplane.fault(self._inputs, error))
+        except Exception as error:
+            self._fail(error)
+
+    async def _pack(self, results: dict[str, np.ndarray]) -> None:
+        smallest = self._service.settings.compress_from
+        try:
+            self._respond(await pack(self._model, self._request, results, self._accept_encoding, smallest))
+        except Exception as error:
+            self._fail(error)
+
+    def _respond(self, answer: Answer) -> None:
+        if self._service.draining:
+            self._exchange.keep_alive = False
+        self._exchange.respond(200, answer.headers(), answer.pieces)
+
+    def _fail(self, error: Exception) -> None:
+        if self._service.draining:
+            self._exchange.keep_alive = False
+        response = error_response(error) if isinstance(error, KronserveError) else unexpected_response(error)
+        self._exchange.respond(response.status_code, response.raw_headers, [bytes(response.body)])
+
+    def ended(self, status: int | None) -> None:
+        """See `direct_exchange.Answering`: nobody waits any more."""
+        if self._future is not None:
+            self._future.cancel()
+        self._service.body_budget.give(self._size)
+        status = CLIENT_LEFT if status is None else status
+        self._service.metrics.answered(INFER_ROUTE.path, status, time.perf_counter() - self._started)

@@ -1,0 +1,165 @@
+"""Requests that come whole are answered without ASGI, those in chunks with it: nobody can tell by the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.service.process import Server, serving
+from tests.service.test_survival import metric, metric_of_status, patiently
+
+SERIES = np.random.default_rng(1).normal(size=(2, 3, 96)).astype("<f4")
+HEAD = json.dumps(
+    {
+        "id": "a",
+        "inputs": [
+            {
+                "name": "series",
+                "shape": [2, 3, 96],
+                "datatype": "FP32",
+                "parameters": {"binary_data_size": SERIES.nbytes},
+            }
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+).encode()
+SUM = {"inputs": [{"name": name, "shape": [1, 3], "datatype": "INT32", "data": [1, 2, 3]} for name in ("a", "b")]}
+
+
+@dataclass
+class Call:
+    path: str
+    body: bytes
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def json_of(**changes: object) -> bytes:
+    return json.dumps(SUM | changes).encode()
+
+
+LENGTH = "Inference-Header-Content-Length"
+CALLS = {
+    "binary": Call("hot-etth1", HEAD + SERIES.tobytes(), 200, {LENGTH: str(len(HEAD))}),
+    "raw": Call("hot-etth1", SERIES[:1].tobytes(), 200, {LENGTH: "0"}),
+    "json": Call("add", json_of(), 200),
+    "version": Call("add/versions/1", json_of(id="x"), 200),
+    "one output": Call("add", json_of(outputs=[{"name": "sum"}]), 200),
+    "compressed answer": Call(
+        "hot-etth1", HEAD + SERIES.tobytes(), 200, {LENGTH: str(len(HEAD)), "Accept-Encoding": "gzip"}
+    ),
+    "compressed request": Call("add", gzip.compress(json_of()), 200, {"Content-Encoding": "gzip"}),
+    "unknown model": Call("nobody", json_of(), 404),
+    "unknown version": Call("add/versions/9", json_of(), 404),
+    "broken model": Call("broken", json_of(), 503),
+    "no JSON": Call("add", b"{", 400),
+    "empty": Call("add", b"", 400),
+    "unknown output": Call("add", json_of(outputs=[{"name": "product"}]), 400),
+    "wrong length": Call("hot-etth1", HEAD + SERIES.tobytes(), 400, {LENGTH: "1"}),
+    "bad length": Call("hot-etth1", HEAD + SERIES.tobytes(), 400, {LENGTH: "many"}),
+    "unknown coding": Call("add", json_of(), 415, {"Content-Encoding": "br"}),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_whole_and_in_chunks_are_answered_alike(server: Server, call: Call):
+    answers = []
+    with httpx.Client(base_url=f"{server.url}/v2/models", headers={"Accept-Encoding": "identity"}) as client:
+        for content in (call.body, iter([call.body[:5], call.body[5:]])):
+            answer = client.post(f"/{call.path}/infer", content=content, headers=dict(call.headers))
+            assert answer.status_code == call.status, answer.text
+            del answer.headers["date"]
+            answers.append((answer.content, dict(answer.headers)))
+    whole, chunked = answers
+    assert whole == chunked
+
+
+def request(body: bytes, path: str = "/v2/models/add/infer", more: str = "") -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def answers_of(server: Server, *pieces: bytes) -> list[tuple[int, dict[str, object]]]:
+    """Status and body of every answer on one connection, whose last request closes it."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        received = b""
+        while data := connection.recv(1 << 16):
+            received += data
+    found = []
+    while received:
+        head, _, received = received.partition(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        found.append((int(head.split()[1]), json.loads(received[:length])))
+        received = received[length:]
+    return found
+
+
+def test_pipelined_requests_are_answered_in_their_order(server: Server):
+    names = [str(n) for n in range(9)]
+    sent = [request(json_of(id=name)) for name in names]
+    sent.insert(3, request(b"{", "/v2/models/nobody/infer"))
+    sent.append(request(json_of(id="last"), more="Connection: close\r\n"))
+    answers = answers_of(server, b"".join(sent))
+    assert [status for status, _ in answers] == [200] * 3 + [404] + [200] * 7
+    assert [body["id"] for status, body in answers if status == 200] == [*names, "last"]
+
+
+def test_a_body_in_pieces_of_a_byte(server: Server):
+    whole = request(json_of(id="slow"), more="Connection: keep-alive\r\n")
+    last = request(json_of(id="end"), more="Connection: close\r\n")
+    pieces = [whole[n : n + 1] for n in range(len(whole))]
+    assert [body["id"] for _, body in answers_of(server, *pieces, last)] == ["slow", "end"]
+
+
+def test_trailing_slash_query_and_escapes_are_the_application_s(server: Server):
+    paths = ("/v2/models/add/infer/", "/v2/models/add/infer?x=1", "/v2/models/%61dd/infer")
+    for path in paths:
+        assert httpx.post(f"{server.url}{path}", json=SUM).status_code == 200, path
+
+
+def test_clients_that_leave_before_their_answer_are_counted(server: Server):
+    gone = metric_of_status(server, 499)
+    for body in (HEAD + SERIES.tobytes(), b"{"):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            head = f"POST /v2/models/hot-etth1/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body) + 1}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+    patiently(lambda: metric_of_status(server, 499) >= gone + 2)
+    assert metric(server, "kronserve_queue_requests") == 0
+
+
+def test_bodies_that_never_end_are_taken_off_the_budget(mixed_repository: Path, tmp_path: Path):
+    """Each of them announces nearly all that the service may hold."""
+    rows = np.zeros((80, 7, 96), "<f4")
+    with serving(mixed_repository, tmp_path / "log", "--max-inflight-bytes", str(1 << 18)) as server:
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                head = "POST /v2/models/hot-etth1/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 250000\r\n\r\n"
+                connection.sendall(head.encode() + bytes(1000))
+        patiently(lambda: metric_of_status(server, 499) >= 5)
+        header = HEAD.replace(b"[2, 3, 96]", b"[80, 7, 96]").replace(str(SERIES.nbytes).encode(), b"%d" % rows.nbytes)
+        url = f"{server.url}/v2/models/hot-etth1/infer"
+        answer = httpx.post(url, content=header + rows.tobytes(), headers={LENGTH: str(len(header))}, timeout=60)
+        assert answer.status_code == 200, answer.text
+
+
+async def test_many_at_once_each_get_their_own(server: Server):
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+
+        async def one(n: int) -> None:
+            tensors = [{**item, "data": [n, n, n]} for item in SUM["inputs"]]
+            answer = await client.post("/v2/models/add/infer", content=json_of(inputs=tensors, id=str(n)))
+            body = answer.json()
+            assert body["id"] == str(n)
+            assert {output["name"]: output["data"] for output in body["outputs"]}["sum"] == [2 * n] * 3
+
+        await asyncio.gather(*(one(n) for n in range(200)))
