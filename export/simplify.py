@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import onnx_ir.passes.common as passes
 from onnxscript import ir, rewriter
@@ -87,9 +88,26 @@ def simplify(model: ir.Model, weights: Collection[str]) -> None:
     """Fold, deduplicate and prune `model` in place.
 
     weights: names of the initializers that must stay as stored. Nothing that reads one is folded: a slice or transpose
-    of a weight would become a second copy of it inside model.onnx. Such a node costs nothing when served, since ONNX
-    Runtime folds it while loading.
+    of a weight, or a convolution merged with its batch normalisation, would become a second copy of it inside
+    model.onnx. Such a node costs nothing when served, since ONNX Runtime folds it while loading.
     """
+    with _hidden(model.graph, weights):
+        _simplify(model, weights)
+    _strip(model)
+
+
+@contextmanager
+def _hidden(graph: ir.Graph, weights: Collection[str]) -> Iterator[None]:
+    """Inside the block the weights have no values, so that no rewrite can compute with them."""
+    values = {value: value.const_value for name, value in graph.initializers.items() if name in weights}
+    for value in values:
+        value.const_value = None
+    yield
+    for value, tensor in values.items():
+        value.const_value = tensor
+
+
+def _simplify(model: ir.Model, weights: Collection[str]) -> None:
 
     def may_fold(node: ir.Node) -> bool | None:
         return False if any(value is not None and value.name in weights for value in node.inputs) else None
@@ -110,7 +128,6 @@ def simplify(model: ir.Model, weights: Collection[str]) -> None:
     passes.RemoveUnusedOpsetsPass()(model)
     passes.OutputFixPass()(model)
     passes.NameFixPass()(model)
-    _strip(model)
 
 
 def _merge_equal_constants(model: ir.Model, weights: Collection[str]) -> None:

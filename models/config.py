@@ -180,7 +180,9 @@ def attention_module(config: Config, dim: int, order: int) -> nn.Module:
         return HOTAttention(dim, order, config.heads, _HOT[kind], config.rotary, config.feature_map)
     if kind in _KAO:
         return KAOAttention(dim, config.heads, _KAO[kind])
-    return FullAttention(dim, config.heads, _FULL[kind]) if kind in _FULL else NoAttention(dim)
+    if kind in _FULL:
+        return FullAttention(dim, config.heads, _FULL[kind], (1,) if isinstance(config, ForecasterConfig) else None)
+    return NoAttention(dim)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

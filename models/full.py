@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,14 +17,15 @@ class FullAttention(nn.Module):
 
     variant: "fused" uses scaled_dot_product_attention; "naive" forms the N x N matrix; "pooled" has keys and values of
     the grid averaged over cells of 2 x .. x 2 tokens (at an odd edge, over what there is), N 2^-k of them: the usual
-    remedy, with which arXiv 2007.08442 compares (section 4.2). It forms its matrix too, and needs k <= 3.
+    remedy, with which arXiv 2007.08442 compares (section 4.2). It forms its matrix too. pooled: the modes that have
+    neighbours worth averaging, all by default; a forecaster's variates have none.
     """
 
-    def __init__(self, dim: int, heads: int, variant: Variant = "fused") -> None:
+    def __init__(self, dim: int, heads: int, variant: Variant = "fused", pooled: Sequence[int] | None = None) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not divisible by heads {heads}")
-        self.heads, self.variant = heads, variant
+        self.heads, self.variant, self.pooled = heads, variant, pooled
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
 
     def _split(self, x: Tensor, projection: nn.Linear) -> Tensor:
@@ -33,7 +35,7 @@ class FullAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(1, -2)  # (b, N, d)
-        source = _pooled(x).flatten(1, -2) if self.variant == "pooled" else tokens
+        source = _pooled(x, self.pooled).flatten(1, -2) if self.variant == "pooled" else tokens
         query, key, value = (
             self._split(tensor, projection)
             for tensor, projection in ((tokens, self.query), (source, self.key), (source, self.value))
@@ -46,13 +48,17 @@ class FullAttention(nn.Module):
         return output
 
 
-def _pooled(x: Tensor) -> Tensor:
-    """Means over cells of two tokens along every mode: (b, N1, .., Nk, d) -> (b, ceil(N1 / 2), .., ceil(Nk / 2), d)."""
-    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}.get(x.dim() - 2)
-    if pool is None:
-        raise ValueError(f"pooled attention is for orders 1 to 3, got {x.dim() - 2}")
-    means: Tensor = pool(x.movedim(-1, 1), 2, ceil_mode=True, count_include_pad=False).movedim(1, -1)
-    return means
+def _pooled(x: Tensor, modes: Sequence[int] | None) -> Tensor:
+    """Means over cells of two tokens along the modes, or all: (b, .., Ni, .., d) -> (b, .., ceil(Ni / 2), .., d).
+
+    At an odd edge a token is averaged with itself. Indices instead of a pooling layer serve any order.
+    """
+    for mode in range(x.dim() - 2) if modes is None else modes:
+        axis, size = 1 + mode, x.shape[1 + mode]
+        first = 2 * torch.arange((size + 1) // 2, device=x.device)
+        second = (first + 1).clamp(max=size - 1)
+        x = (x.index_select(axis, first) + x.index_select(axis, second)) / 2
+    return x
 
 
 class NoAttention(nn.Module):

@@ -42,8 +42,7 @@ def test_forecasts_any_batch_and_any_number_of_variates(
     assert torch.isfinite(forecast).all()
 
 
-# Cells of two variates change when the variates are permuted.
-@pytest.mark.parametrize("attention", [kind for kind in ATTENTIONS if kind != "full-pooled"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_permuting_the_variates_permutes_the_forecasts(attention: str) -> None:
     module, x = _built(FORECASTER, attention=attention), _series(2, 5)
     order = torch.tensor([3, 1, 4, 0, 2])
