@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
-import orjson
 from fastapi import Query, Request
 from starlette.responses import Response
 
 from app.api.answers import error_responses
+from app.api.forecast_answers import CSV, FORECAST_SCHEMA, JSON, NPY, Answer, encoded
+from app.api.forecast_runs import run_forecasts
 from app.api.negotiation import choose
+from app.api.series_query import SeriesOptions, SeriesQuery
 from app.api.task_routes import require_task, task_router
 from app.api.uploads import Upload, read_uploads
-from app.api.waiting import answer_or_disconnect
-from app.engine.runtime import Model
-from app.errors import InvalidRequest, UnsupportedMediaType, UnusableInput
+from app.errors import InvalidRequest, UnusableInput
 from app.manifest import Forecasting
-from app.readers import series
-from app.readers.calendar import isoformat
+from app.readers.formats import format_of, read_series
 from app.readers.libraries import offload_with
+from app.readers.regularity import Report, settle
 from app.service import Service
 from app.tasks import forecasting
 
-JSON, CSV, NPY = "application/json", "text/csv", "application/x-npy"
-UNSPECIFIC = frozenset({"", "application/octet-stream", "text/plain", "application/vnd.ms-excel"})
-"""Media types that senders give without knowing: the file's name or first bytes decide."""
-
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
+_RECORDS = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "object", "additionalProperties": {"type": ["number", "string", "null"]}},
+    "description": "records, one a row: a table like that of a CSV",
+}
 _SERIES = {
     "type": "object",
     "required": ["target"],
@@ -52,25 +52,16 @@ _REQUEST_BODY: dict[str, Any] = {
     "content": {
         CSV: {"schema": {"type": "string"}, "example": _CSV_EXAMPLE},
         JSON: {
-            "schema": _SERIES,
+            "schema": {"oneOf": [_SERIES, _RECORDS]},
             "example": {"target": [[5.8, 5.7], [30.5, 27.8]], "names": ["load", "temperature"], "horizon": 24},
         },
         NPY: {"schema": {**_BINARY, "description": "[variates, time] or [time]"}},
+        "application/vnd.apache.parquet": {"schema": _BINARY},
+        "application/vnd.apache.arrow.file": {"schema": _BINARY},
+        "application/vnd.apache.arrow.stream": {"schema": _BINARY},
         "multipart/form-data": {
             "schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY}},
         },
-    },
-}
-_FORECAST = {
-    "type": "object",
-    "required": ["model", "version", "horizon", "frequency", "timestamps", "forecast"],
-    "properties": {
-        "model": {"type": "string"},
-        "version": {"type": "string"},
-        "horizon": {"type": "integer"},
-        "frequency": {"type": ["string", "null"], "description": "pandas offset alias"},
-        "timestamps": {"type": ["array", "null"], "items": {"type": "string", "format": "date-time"}},
-        "forecast": {"type": "object", "additionalProperties": _NUMBERS},
     },
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -78,34 +69,41 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The forecast, in the unit of the series",
         "content": {
             JSON: {
-                "schema": _FORECAST,
+                "schema": FORECAST_SCHEMA,
                 "example": {
                     "model": "hot-etth1",
                     "version": "1",
                     "horizon": 2,
+                    "rolled": False,
                     "frequency": "h",
                     "timestamps": ["2016-07-01T02:00:00", "2016-07-01T03:00:00"],
                     "forecast": {"load": [5.6, 5.7], "temperature": [27.1, 26.9]},
+                    "input": {"rows": 168, "used": 96, "faults": 0, "filled_steps": 0, "filled_values": 0},
                 },
             },
             CSV: {"schema": {"type": "string"}, "example": _CSV_EXAMPLE},
-            NPY: {"schema": {**_BINARY, "description": "float64 [variates, horizon]"}},
+            NPY: {
+                "schema": {
+                    **_BINARY,
+                    "description": "float64 [variates, horizon]; [series, variates, horizon] of a long file",
+                }
+            },
         },
     },
     **error_responses(400, 404, 406, 413, 415, 422, 429, 500, 503, 504),
 }
 
-Horizon = Annotated[int | None, Query(description="Steps to forecast; the model's own horizon if absent.")]
-Freq = Annotated[
-    str | None, Query(description="Sampling step (h, 10min, D, MS, ...); inferred from timestamps if absent.")
+Horizon = Annotated[
+    int | None, Query(description="Steps to forecast; the model's own horizon if absent, up to eight times that.")
 ]
 
 
-async def forecast(request: Request, model: str, horizon: Horizon = None, freq: Freq = None) -> Response:
-    """Forecast the series in the body from its last `lookback` steps.
+async def forecast(request: Request, model: str, options: SeriesOptions, horizon: Horizon = None) -> Response:
+    """Forecast every series in the body from its last `lookback` steps.
 
-    Query parameters and the JSON body's `horizon` and `freq` mean the same; where both are given they must agree. Ask
-    for CSV or .npy by `Accept`.
+    A wide table is one series of many variates; a long one (unique_id, ds, y) is many series, batched together. Query
+    parameters and the JSON body's `horizon` and `freq` mean the same; where both are given they must agree. A horizon
+    past the model's own takes forecasts for history. Ask for CSV or .npy by `Accept`.
     """
     service: Service = request.app.state.service
     loaded = service.repository.get(model, request.path_params.get("version"))
@@ -117,66 +115,49 @@ async def forecast(request: Request, model: str, horizon: Horizon = None, freq: 
             raise InvalidRequest("one series a request; the form has several files", field="file")
         upload = uploads[0]
 
-        def decode() -> forecasting.Prepared:
-            payload = series.read_series(upload.data, _format(upload), service.settings.max_decoded_bytes, freq)
-            if horizon is not None and payload.horizon is not None and horizon != payload.horizon:
-                raise UnusableInput(
-                    f"horizon is {payload.horizon} in the body but {horizon} beside it", field="horizon"
-                )
-            steps = payload.horizon if horizon is None else horizon
-            return forecasting.prepare(payload.series, spec, steps, input_name=loaded.inputs[0].name)
+        def decode() -> list[Settled]:
+            return _decode(upload, options, spec, horizon, loaded.inputs[0].name, service.settings.max_decoded_bytes)
 
-        prepared = await offload_with("pandas", len(upload.data), decode)
-    future = service.scheduler.submit(
-        loaded, prepared.tensors, loaded.ordinary_outputs[:1], timeout=service.settings.request_timeout
-    )
-    outputs = await answer_or_disconnect(future, request.receive)
+        settled = await offload_with("pandas", len(upload.data), decode)
+    forecasts = await run_forecasts(service, request, loaded, [one.prepared for one in settled])
+    answers = [Answer(forecast, one.report) for forecast, one in zip(forecasts, settled, strict=True)]
 
     def encode() -> bytes:
-        return _encode(loaded, forecasting.finish(prepared, outputs), media_type)
+        return encoded(loaded, answers, media_type)
 
     # A number takes about twenty bytes as text.
-    content = await offload_with("pandas", 20 * prepared.horizon * len(prepared.series.names), encode)
+    content = await offload_with("pandas", 20 * sum(one.forecast.values.size for one in answers), encode)
     return Response(content, media_type=media_type)
 
 
-def _format(upload: Upload) -> str:
-    known = series.MEDIA_TYPES.get(upload.media_type)
-    if known is not None:
-        return known
-    if upload.media_type not in UNSPECIFIC:
-        raise UnsupportedMediaType(f"Content-Type must be one of {', '.join(series.MEDIA_TYPES)}, multipart/form-data")
-    suffix = upload.filename.lower().rpartition(".")[2]
-    return suffix if suffix in series.MEDIA_TYPES.values() else series.sniff(upload.data)
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """A series ready for the model, and what was done to get it there."""
+
+    prepared: forecasting.Prepared
+    report: Report
 
 
-def _encode(model: Model, answer: forecasting.Forecast, media_type: str) -> bytes:
-    if media_type == NPY:
-        stream = io.BytesIO()
-        np.save(stream, answer.values, allow_pickle=False)
-        return stream.getvalue()
-    stamps = None if answer.timestamps is None else isoformat(answer.timestamps)
-    if media_type == CSV:
-        return _csv(answer, stamps)
-    document = {
-        "model": model.name,
-        "version": model.version,
-        "horizon": answer.values.shape[1],
-        "frequency": answer.frequency,
-        "timestamps": stamps,
-        "forecast": dict(zip(answer.names, np.ascontiguousarray(answer.values), strict=True)),
-    }
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _csv(answer: forecasting.Forecast, stamps: list[str] | None) -> bytes:
-    header = io.StringIO()
-    csv.writer(header, lineterminator="").writerow([answer.time_name if stamps else "step", *answer.names])
-    steps = stamps or map(str, range(1, answer.values.shape[1] + 1))
-    # orjson writes the numbers ten times as fast as csv does; between its brackets they stand as CSV has them.
-    rows = orjson.dumps(np.ascontiguousarray(answer.values.T), option=orjson.OPT_SERIALIZE_NUMPY).decode()
-    lines = (f"{step},{row}" for step, row in zip(steps, rows[2:-2].split("],["), strict=True))
-    return "\n".join((header.getvalue(), *lines, "")).encode()
+def _decode(
+    upload: Upload, options: SeriesQuery, spec: Forecasting, horizon: int | None, input_name: str, limit: int
+) -> list[Settled]:
+    payload_format = format_of(upload.data, upload.media_type, upload.filename)
+    payload = read_series(upload.data, payload_format, limit, options.selection(), options.freq)
+    if horizon is not None and payload.horizon is not None and horizon != payload.horizon:
+        raise UnusableInput(f"horizon is {payload.horizon} in the body but {horizon} beside it", field="horizon")
+    steps = payload.horizon if horizon is None else horizon
+    settled = []
+    for series in payload.series:
+        try:
+            regular, report = settle(
+                series, spec.lookback, keep=spec.lookback, frequency=payload.frequency, fill=options.fill
+            )
+            settled.append(Settled(forecasting.prepare(regular, spec, steps, input_name=input_name), report))
+        except UnusableInput as error:
+            if series.id is not None:
+                error.message = f"series {series.id[:40]!r}: {error.message}"
+            raise
+    return settled
 
 
 router = task_router(

@@ -1,16 +1,15 @@
-"""Timestamps and the frequency they follow, by pandas' calendar: months, quarters and daylight saving included.
-
-pandas is imported when the first timestamp arrives: a service that has seen none does not pay for it.
-"""
+"""The frequency that timestamps follow, by pandas' calendar: months, quarters and daylight saving included."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from app.errors import UnusableInput
+from app.readers.dates import NotADate, parse_dates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,30 +18,9 @@ if TYPE_CHECKING:
 _ALIASES = {"second": "s", "S": "s", "minute": "min", "T": "min", "hour": "h", "H": "h", "day": "D"}
 _ANCHORED = {"week": "W", "month": "M", "quarter": "Q", "year": "Y", "W": "W", "M": "M", "Q": "Q", "Y": "Y"}
 _OFFSET = re.compile(r"([1-9][0-9]{0,5})?(ns|us|ms|s|min|h|D|B|W-[A-Z]{3}|[MQY][SE]|[QY][SE]-[A-Z]{3})")
-# The first is ISO 8601 in all its forms; the others are year-first dates without padding. Day-first and month-first
-# dates cannot be told apart, so neither is guessed.
-_DATE_FORMATS = ("ISO8601", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M")
 _DAY = np.timedelta64(1, "D")
 LAST_YEAR = 9999
 """ISO 8601 has no later year without prior agreement."""
-
-
-def parse_stamps(texts: Any) -> tuple[pd.DatetimeIndex, int | None]:
-    """Timestamps of a list of texts, and the position of the first that is none (then the index is not usable)."""
-    import pandas as pd
-
-    column = pd.Series(texts, dtype="str")
-    first_bad = 0
-    for date_format in _DATE_FORMATS:
-        try:
-            stamps = pd.to_datetime(column, format=date_format, errors="coerce")
-        except ValueError:  # offsets that differ, as over daylight saving: UTC is the one zone that holds them all
-            stamps = pd.to_datetime(column, format=date_format, errors="coerce", utc=True)
-        missing = stamps.isna().to_numpy()
-        if not missing.any():
-            return pd.DatetimeIndex(stamps), None
-        first_bad = max(first_bad, int(missing.argmax()))
-    return pd.DatetimeIndex([]), first_bad
 
 
 def parse_frequency(name: str, first: pd.Timestamp | None = None) -> BaseOffset:
@@ -74,34 +52,27 @@ def parse_frequency(name: str, first: pd.Timestamp | None = None) -> BaseOffset:
     return offset
 
 
-def regular_frequency(stamps: pd.DatetimeIndex, frequency: str | None, column: str) -> BaseOffset | None:
-    """The step that all of `stamps` follow: the one given, or else the most frequent one; None for one stamp alone.
+def step_of(stamps: pd.DatetimeIndex, frequency: str | None) -> BaseOffset | None:
+    """The step of ordered stamps: the one given, or else the most frequent one; None for one stamp alone.
 
     Raises:
-        UnusableInput: naming the first row that is repeated, out of order or off the step. Rows count from 1.
+        UnusableInput: an unknown frequency, or one that the first stamp contradicts.
     """
-    steps = np.diff(stamps.asi8)
-    if (steps <= 0).any():
-        bad = int((steps <= 0).argmax()) + 1
-        fault = "repeats the row before" if steps[bad - 1] == 0 else "is earlier than the row before"
-        raise UnusableInput(f"column {column!r}, row {bad + 1}: {stamps[bad]} {fault}", field=column)
     if frequency is not None:
-        offset, origin = parse_frequency(frequency, stamps[0]), "given"
-    elif len(stamps) > 1:
-        offset, origin = _most_frequent(stamps), "most frequent"
-    else:
-        return None
-    if not offset.is_on_offset(stamps[0]):
-        raise UnusableInput(f"column {column!r}, row 1: {stamps[0]} is not on {offset.freqstr!r}", field=column)
-    follows = _follows(stamps, offset)
-    if not follows.all():
-        bad = int((~follows).argmax()) + 1
-        raise UnusableInput(
-            f"column {column!r}, row {bad + 1}: {stamps[bad]} does not follow {stamps[bad - 1]} "
-            f"by the {origin} step {offset.freqstr!r}",
-            field=column,
-        )
-    return offset
+        return parse_frequency(frequency, stamps[0])
+    return _most_frequent(stamps) if len(stamps) > 1 else None
+
+
+def follows(stamps: pd.DatetimeIndex, offset: BaseOffset) -> npt.NDArray[np.bool_]:
+    """Whether each stamp but the first is one step after the one before it.
+
+    Raises:
+        UnusableInput: a step leaves the calendar.
+    """
+    try:
+        return np.asarray(stamps[:-1] + offset == stamps[1:])
+    except (ValueError, OverflowError) as exc:
+        raise UnusableInput(f"steps of {offset.freqstr!r} leave the calendar") from exc
 
 
 def stamps_from(start: str, offset_name: str, count: int) -> tuple[pd.DatetimeIndex, BaseOffset]:
@@ -110,13 +81,14 @@ def stamps_from(start: str, offset_name: str, count: int) -> tuple[pd.DatetimeIn
     Raises:
         UnusableInput: `start` is no timestamp, is off the step, or the last would be past year 9999.
     """
-    stamps, bad = parse_stamps([start])
-    if bad is not None:
-        raise UnusableInput(f"start {start[:40]!r} is not an ISO 8601 timestamp", field="start")
+    try:
+        stamps = parse_dates([start])
+    except NotADate:
+        raise UnusableInput(f"start {start[:40]!r} is not an ISO 8601 timestamp", field="start") from None
     offset = parse_frequency(offset_name, stamps[0])
     if not offset.is_on_offset(stamps[0]):
         raise UnusableInput(f"start {stamps[0]} is not on {offset.freqstr!r}", field="start")
-    return _range(stamps[0], offset, count), offset
+    return steps_from(stamps[0], offset, count), offset
 
 
 def stamps_after(last: pd.Timestamp, frequency: str, count: int) -> pd.DatetimeIndex:
@@ -125,7 +97,14 @@ def stamps_after(last: pd.Timestamp, frequency: str, count: int) -> pd.DatetimeI
     Raises:
         UnusableInput: they would pass year 9999.
     """
-    return _range(last, parse_frequency(frequency, last), count + 1)[1:]
+    return steps_from(last, parse_frequency(frequency, last), count + 1)[1:]
+
+
+def follow(first: pd.DatetimeIndex, second: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    """Both, one after the other."""
+    import pandas as pd
+
+    return pd.DatetimeIndex(first.append(second))
 
 
 def isoformat(stamps: pd.DatetimeIndex) -> list[str]:
@@ -137,7 +116,7 @@ def isoformat(stamps: pd.DatetimeIndex) -> list[str]:
     return [stamp.isoformat() for stamp in stamps]
 
 
-def _range(first: pd.Timestamp, offset: BaseOffset, count: int) -> pd.DatetimeIndex:
+def steps_from(first: pd.Timestamp, offset: BaseOffset, count: int) -> pd.DatetimeIndex:
     import pandas as pd
 
     try:
@@ -147,13 +126,6 @@ def _range(first: pd.Timestamp, offset: BaseOffset, count: int) -> pd.DatetimeIn
     if count and stamps[-1].year > LAST_YEAR:
         raise UnusableInput(f"{count} steps of {offset.freqstr!r} from {first} pass year {LAST_YEAR}")
     return stamps
-
-
-def _follows(stamps: pd.DatetimeIndex, offset: BaseOffset) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    try:
-        return np.asarray(stamps[:-1] + offset == stamps[1:])
-    except (ValueError, OverflowError) as exc:
-        raise UnusableInput(f"steps of {offset.freqstr!r} leave the calendar") from exc
 
 
 def _most_frequent(stamps: pd.DatetimeIndex) -> BaseOffset:
@@ -177,7 +149,7 @@ def _most_frequent(stamps: pd.DatetimeIndex) -> BaseOffset:
             unit, multiple = "Q", 1
         candidates.append(_anchored(unit, multiple, stamps[0]) or candidates[0])
     offsets = [pd.tseries.frequencies.to_offset(alias) for alias in candidates]
-    return max(offsets, key=lambda offset: int(_follows(stamps, offset).sum()))
+    return max(offsets, key=lambda offset: int(follows(stamps, offset).sum()))
 
 
 def _anchored(unit: str, multiple: int, first: pd.Timestamp | None) -> str | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import floor, log10
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_MAGNITUDE = 1e300
 """Differences of larger values overflow float64."""
+
+MAX_PASSES = 8
+"""Horizons past the head take the forecast for history and run the model again, this often at most."""
 
 Array = npt.NDArray[np.float64]
 
@@ -41,13 +44,18 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """values (variates, horizon), in the unit of the series; timestamps (horizon) where the series has any."""
+    """values (variates, horizon), in the unit of the series; timestamps (horizon) where the series has any.
+
+    `rolled`: its later steps took earlier ones for history.
+    """
 
     names: tuple[str, ...]
     timestamps: pd.DatetimeIndex | None
     values: Array
     frequency: str | None
     time_name: str
+    id: str | None = None
+    rolled: bool = False
 
 
 def standardise(window: Array) -> tuple[npt.NDArray[np.float32], Array, Array]:
@@ -82,7 +90,7 @@ def prepare(
     """Take the last `spec.lookback` steps of every variate to the tensor `input_name`.
 
     Args:
-        horizon: steps to answer, 1 to `spec.horizon`; all of them if None.
+        horizon: steps to answer, 1 to MAX_PASSES heads of `spec.horizon`; one head if None.
 
     Raises:
         UnusableInput: too short a series, a horizon out of range, too many variates, or values past float range.
@@ -90,8 +98,12 @@ def prepare(
     variates, steps = series.values.shape
     if horizon is None:
         horizon = spec.horizon
-    if not 1 <= horizon <= spec.horizon:
-        raise UnusableInput(f"horizon is {horizon}; this model forecasts 1 to {spec.horizon} steps", field="horizon")
+    most = MAX_PASSES * spec.horizon
+    if not 1 <= horizon <= most:
+        raise UnusableInput(
+            f"horizon is {horizon}; this model forecasts 1 to {spec.horizon} steps, and rolls forward to {most}",
+            field="horizon",
+        )
     if steps < spec.lookback:
         raise UnusableInput(f"the series has {steps} steps; the lookback of this model is {spec.lookback}")
     if variates > MAX_VARIATES:
@@ -111,7 +123,8 @@ def prepare(
 
 
 def finish(prepared: Prepared, outputs: Mapping[str, npt.NDArray[np.generic]]) -> Forecast:
-    """The forecast from the graph's one output (1, variates, spec.horizon), of which the first steps are taken.
+    """The forecast from the graph's one output (1, variates, spec.horizon), of which the first steps are taken: all of
+    them where the horizon is past the head.
 
     A variate that was constant stays what it was: the graph saw zeros there and knows no scale. The others are rounded
     to a millionth of their spread, which is what float32 arithmetic resolves; digits past it would only look exact.
@@ -129,8 +142,32 @@ def finish(prepared: Prepared, outputs: Mapping[str, npt.NDArray[np.generic]]) -
         values[row] = _drop_noise(values[row], float(prepared.scale[row, 0]))
     series, timestamps = prepared.series, None
     if series.timestamps is not None and series.frequency is not None:
-        timestamps = calendar.stamps_after(series.timestamps[-1], series.frequency, prepared.horizon)
-    return Forecast(series.names, timestamps, values, series.frequency, series.time_name)
+        timestamps = calendar.stamps_after(series.timestamps[-1], series.frequency, values.shape[1])
+    return Forecast(series.names, timestamps, values, series.frequency, series.time_name, series.id)
+
+
+def roll(prepared: Prepared, forecast: Forecast, spec: Forecasting) -> Prepared:
+    """The next pass, for the steps that `forecast` does not reach: its values are taken for history."""
+    series = prepared.series
+    stamps = series.timestamps
+    if stamps is not None and forecast.timestamps is not None:
+        stamps = calendar.follow(stamps, forecast.timestamps)[-spec.lookback :]
+    values = np.concatenate([series.values[:, -spec.lookback :], forecast.values], axis=1)[:, -spec.lookback :]
+    (name,) = prepared.tensors
+    rest = prepared.horizon - forecast.values.shape[1]
+    return prepare(replace(series, values=values, timestamps=stamps), spec, rest, input_name=name)
+
+
+def joined(passes: Sequence[Forecast]) -> Forecast:
+    """One forecast of passes that follow one another."""
+    first = passes[0]
+    if len(passes) == 1:
+        return first
+    stamps = first.timestamps
+    for one in passes[1:]:
+        stamps = None if stamps is None or one.timestamps is None else calendar.follow(stamps, one.timestamps)
+    values = np.concatenate([one.values for one in passes], axis=1)
+    return replace(first, timestamps=stamps, values=values, rolled=True)
 
 
 def _drop_noise(values: npt.NDArray[np.float64], scale: float) -> npt.NDArray[np.float64]:

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import onnxruntime as ort
 import orjson
 import pandas as pd
 import pytest
+
+from app.settings import Settings
+from tests.conftest import speaking_to
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -71,7 +75,7 @@ async def test_csv_in_json_out(client: httpx.AsyncClient) -> None:
     response = await ask(client, table(values()))
     assert response.status_code == 200
     answer = response.json()
-    assert set(answer) == {"model", "version", "horizon", "frequency", "timestamps", "forecast"}
+    assert set(answer) == {"model", "version", "horizon", "rolled", "frequency", "timestamps", "forecast", "input"}
     assert (answer["model"], answer["version"], answer["horizon"]) == ("hot-etth1", "1", HORIZON)
     assert answer["frequency"] == "h"
     truth = pd.date_range("2018-02-20 16:00", periods=120 + HORIZON, freq="h")[120:]
@@ -176,6 +180,79 @@ async def test_horizons_are_prefixes_wherever_they_are_given(client: httpx.Async
         np.testing.assert_array_equal(np.array(list(response.json()["forecast"].values())), whole[:, :4])
 
 
+async def test_faults_before_the_lookback_do_not_matter_and_are_counted(client: httpx.AsyncClient) -> None:
+    whole = (await ask(client, table(values()))).json()
+    assert whole["input"] == {"rows": 120, "used": 96, "faults": 0, "filled_steps": 0, "filled_values": 0}
+    early = await ask(client, broken_table(7, 2, ""))
+    assert early.json()["input"]["faults"] == 1
+    np.testing.assert_allclose(early.json()["forecast"]["sensor 1"], whole["forecast"]["sensor 1"], atol=1e-6)
+
+
+async def test_missing_values_and_steps_are_filled_on_request(client: httpx.AsyncClient) -> None:
+    rows = table(values()).decode().splitlines()
+    cells = rows[100].split(",")
+    rows[100] = ",".join([cells[0], "", *cells[2:]])
+    del rows[110]
+    body = "\n".join(rows).encode()
+    assert (await ask(client, body)).status_code == 422
+    answer = (await ask(client, body, params={"fill": "linear"})).json()
+    assert answer["input"] == {"rows": 119, "used": 96, "faults": 0, "filled_steps": 1, "filled_values": 1}
+    array = values()
+    array[:, 109] = array[:, [108, 110]].mean(axis=1)
+    array[0, 99] = array[0, [98, 100]].mean()
+    np.testing.assert_allclose(list(answer["forecast"].values()), await forecast(client, array), atol=1e-5)
+
+
+async def test_a_long_file_is_forecast_series_by_series(client: httpx.AsyncClient) -> None:
+    frames = []
+    for number, length in enumerate((96, 130, 100)):
+        array = values(1, length) + number
+        stamps = pd.date_range("2020-01-01", periods=length, freq="D")
+        frames.append(pd.DataFrame({"unique_id": f"s{number}", "ds": stamps, "y": array[0]}))
+    body = pd.concat(frames).sample(frac=1, random_state=1).sort_values("ds", kind="stable").to_csv(index=False)
+    answer = (await ask(client, body.encode(), params={"horizon": 5})).json()
+    by_id = {one["id"]: one for one in answer["series"]}
+    assert set(by_id) == {"s0", "s1", "s2"}
+    for frame, one in ((frame, by_id[frame["unique_id"].iloc[0]]) for frame in frames):
+        truth = await forecast(client, frame["y"].to_numpy()[np.newaxis])
+        np.testing.assert_allclose(one["forecast"]["y"], truth[0, :5], atol=1e-5)
+        assert one["timestamps"][0] == (frame["ds"].iloc[-1] + pd.Timedelta(days=1)).isoformat()
+    text = (await ask(client, body.encode(), params={"horizon": 2, "id": "s1,s0"}, headers={"accept": "text/csv"})).text
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0] == ["unique_id", "ds", "y"]
+    assert [row[0] for row in rows[1:]] == ["s1", "s1", "s0", "s0"]
+    stacked = await ask(client, body.encode(), headers={"accept": "application/x-npy"})
+    assert np.load(io.BytesIO(stacked.content)).shape == (3, 1, HORIZON)
+    short = pd.concat([*frames, frames[0][:50].assign(unique_id="short")]).to_csv(index=False)
+    refused = await ask(client, short.encode())
+    assert refused.status_code == 422
+    assert "series 'short'" in refused.json()["error"]
+
+
+async def test_records_are_read_as_csv_is(client: httpx.AsyncClient) -> None:
+    frame = pd.read_csv(io.BytesIO(table(values())))
+    answer = await ask(client, frame.to_json(orient="records").encode(), "application/json", params={"horizon": 3})
+    assert answer.status_code == 200, answer.text
+    truth = (await ask(client, table(values()), params={"horizon": 3})).json()
+    assert answer.json()["timestamps"] == truth["timestamps"]
+    for name, steps in truth["forecast"].items():
+        np.testing.assert_allclose(answer.json()["forecast"][name], steps, atol=1e-5)
+
+
+async def test_horizons_past_the_head_roll_forward(client: httpx.AsyncClient) -> None:
+    array = values()
+    answer = (await ask(client, table(array), params={"horizon": HORIZON + 30})).json()
+    assert answer["rolled"] is True
+    got = np.array(list(answer["forecast"].values()))
+    first = await forecast(client, array)
+    np.testing.assert_allclose(got[:, :HORIZON], first, atol=1e-6)
+    second = await forecast(client, np.concatenate([array, first], axis=1))
+    np.testing.assert_allclose(got[:, HORIZON:], second[:, :30], atol=1e-4)
+    assert answer["timestamps"] == [
+        stamp.isoformat() for stamp in pd.date_range("2018-02-20 16:00", periods=120 + HORIZON + 30, freq="h")[120:]
+    ]
+
+
 async def test_frequencies(client: httpx.AsyncClient) -> None:
     monthly = await ask(client, table(values(), freq="ME"), params={"horizon": 2})
     assert monthly.json()["frequency"] == "ME"
@@ -195,15 +272,17 @@ def broken_table(row: int, column: int, cell: str) -> bytes:
 @pytest.mark.parametrize(
     ("body", "media_type", "params", "status", "field", "message"),
     [
-        (broken_table(7, 2, ""), "text/csv", {}, 422, "sensor 1", "row 7"),
-        (broken_table(7, 2, "NaN"), "text/csv", {}, 422, "sensor 1", "row 7"),
+        (broken_table(107, 2, ""), "text/csv", {}, 422, "sensor 1", "row 107"),
+        (broken_table(107, 2, "NaN"), "text/csv", {}, 422, "sensor 1", "row 107"),
         (broken_table(7, 2, "broken"), "text/csv", {}, 422, "sensor 1", "'broken'"),
-        (broken_table(7, 0, "2018-02-20T16:00:00"), "text/csv", {}, 422, "date", "row 7"),
+        (broken_table(107, 0, "2018-02-20T16:00:00"), "text/csv", {}, 422, "date", "row 107"),
         (broken_table(0, 2, "sensor 0"), "text/csv", {}, 422, "names", "two variates"),
-        (table(values()), "text/csv", {"freq": "D"}, 422, "date", "given step"),
+        (table(values()), "text/csv", {"freq": "D"}, 422, "date", "does not follow"),
         (table(values()), "text/csv", {"freq": "fortnight"}, 422, "freq", "fortnight"),
         (table(values()), "text/csv", {"horizon": 0}, 422, "horizon", "1 to 720"),
-        (table(values()), "text/csv", {"horizon": 721}, 422, "horizon", "1 to 720"),
+        (table(values()), "text/csv", {"fill": "zero"}, 400, "fill", "ffill"),
+        (table(values()), "text/csv", {"columns": "absent"}, 422, "columns", "absent"),
+        (table(values()), "text/csv", {"horizon": 5761}, 422, "horizon", "rolls forward to 5760"),
         (table(values(steps=95)), "text/csv", {}, 422, None, "lookback of this model is 96"),
         (b'{"target": [[1, 2], [3]]}', "application/json", {}, 400, "target", "1 elements"),
         (b'{"target": [[1, NaN]]}', "application/json", {}, 400, None, "JSON"),
@@ -215,7 +294,8 @@ def broken_table(row: int, column: int, cell: str) -> bytes:
         (npy(np.zeros((1, 1, 96))), "application/x-npy", {}, 422, "array", "3 dimensions"),
         (npy(np.zeros((3000, 96))), "application/x-npy", {}, 413, None, "variates"),
         (b"", "text/csv", {}, 400, None, "empty"),
-        (b"PAR1", "application/vnd.apache.parquet", {}, 415, None, "text/csv"),
+        (b"PAR1", "application/vnd.apache.parquet", {}, 400, None, "parquet"),
+        (b"PAR1", "image/png", {}, 415, None, "text/csv"),
         (bytes(5 << 20), "text/csv", {}, 413, None, "limit"),
     ],
 )
@@ -284,11 +364,15 @@ async def test_the_document_describes_bodies_and_answers(client: httpx.AsyncClie
         "text/csv",
         "application/json",
         "application/x-npy",
+        "application/vnd.apache.parquet",
+        "application/vnd.apache.arrow.file",
+        "application/vnd.apache.arrow.stream",
         "multipart/form-data",
     }
     assert set(operation["responses"]["200"]["content"]) == {"text/csv", "application/json", "application/x-npy"}
     assert {"400", "404", "406", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
-    assert [parameter["name"] for parameter in operation["parameters"]] == ["model", "horizon", "freq"]
+    names = {parameter["name"] for parameter in operation["parameters"]}
+    assert names >= {"model", "horizon", "freq", "fill", "columns", "id", "until", "dates", "tz"}
 
 
 @pytest.fixture(scope="session")
@@ -342,3 +426,24 @@ async def test_repeated_accept_headers_are_one_list(client: httpx.AsyncClient) -
     response = await client.post(URL, content=table(values()), headers=headers)
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/csv")
+
+
+@pytest.mark.real_data
+async def test_whole_files_are_forecast_as_they_are(repository: Path, cache: Path) -> None:
+    """ETTh1, and Weather with its Latin-1 header, a repeated row and a gap far from its end."""
+    folder = os.environ.get("KRONSERVE_DATA")
+    if not folder:
+        pytest.skip("KRONSERVE_DATA is not set: it names the folder of the real data sets")
+    etth1 = (Path(folder) / "ETTh1.csv").read_bytes()
+    with zipfile.ZipFile(Path(folder) / "weather.zip") as archive:
+        weather = archive.read("weather/weather.csv")
+    async with speaking_to(Settings(repository=repository, cache_dir=cache, device="cpu")) as client:
+        for body, rows, variates, after in (
+            (etth1, 17420, 7, "2018-06-26T20:00:00"),
+            (weather, 52696, 21, "2021-01-01T00:10:00"),
+        ):
+            response = await ask(client, body)
+            assert response.status_code == 200, response.text
+            answer = response.json()
+            assert (answer["input"]["rows"], len(answer["forecast"])) == (rows, variates)
+            assert answer["timestamps"][0] == after

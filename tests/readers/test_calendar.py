@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from app.errors import UnusableInput
-from app.readers.calendar import isoformat, parse_frequency, parse_stamps, regular_frequency, stamps_after, stamps_from
+from app.readers.calendar import follows, isoformat, parse_frequency, stamps_after, stamps_from, step_of
 
 FREQUENCIES = ["s", "10min", "h", "90min", "D", "3D", "W-MON", "2W-FRI", "B", "MS", "ME", "2MS", "QS-OCT", "QE-DEC"]
 FREQUENCIES += ["YS-JAN", "YE-JUN"]
@@ -15,10 +15,11 @@ FREQUENCIES += ["YS-JAN", "YE-JUN"]
 @pytest.mark.parametrize("frequency", FREQUENCIES)
 def test_every_frequency_is_inferred_and_continued(frequency: str) -> None:
     truth = pd.date_range("2015-12-20 00:00", periods=60, freq=frequency)
-    offset = regular_frequency(truth[:40], None, "date")
+    offset = step_of(truth[:40], None)
     assert offset is not None
+    assert follows(truth[:40], offset).all()
     assert stamps_after(truth[39], offset.freqstr, 20).equals(truth[40:])
-    given = regular_frequency(truth[:40], frequency, "date")
+    given = step_of(truth[:40], frequency)
     assert given is not None
     assert given.freqstr == frequency
 
@@ -64,7 +65,7 @@ def test_daylight_saving_keeps_wall_clock_days_and_true_hours() -> None:
     days = pd.date_range("2021-03-20", periods=20, freq="D", tz="Europe/Berlin")
     hours = pd.date_range("2021-03-27 20:00", periods=20, freq="h", tz="Europe/Berlin")
     for truth, frequency in ((days, "D"), (hours, "h")):
-        offset = regular_frequency(truth[:15], None, "date")
+        offset = step_of(truth[:15], None)
         assert offset is not None
         assert offset.freqstr == frequency
         assert stamps_after(truth[14], frequency, 5).equals(truth[15:])
@@ -74,58 +75,8 @@ def stamps(*texts: str) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(list(texts))
 
 
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        (stamps("2020-01-01", "2020-01-02", "2020-01-02"), "row 3.*repeats"),
-        (stamps("2020-01-01", "2020-01-03", "2020-01-02"), "row 3.*earlier"),
-        (stamps("2020-01-01", "2020-01-02", "2020-01-04", "2020-01-05"), "row 3.*does not follow.*most frequent.*'D'"),
-        (stamps("2020-01-01", "2020-02-01", "2020-04-01", "2020-05-01", "2020-06-01"), "row 3.*'MS'"),
-    ],
-)
-def test_the_first_bad_row_is_named(index: pd.DatetimeIndex, message: str) -> None:
-    with pytest.raises(UnusableInput, match=message) as caught:
-        regular_frequency(index, None, "when")
-    assert caught.value.field == "when"
-
-
-def test_a_given_frequency_that_the_stamps_contradict() -> None:
-    hourly = pd.date_range("2020-01-01 05:30", periods=5, freq="h")
-    with pytest.raises(UnusableInput, match=r"row 2.*given step '30min'"):
-        regular_frequency(hourly, "30min", "date")
-    with pytest.raises(UnusableInput, match=r"row 1.*not on 'W-MON'"):
-        regular_frequency(hourly, "W-MON", "date")
-
-
 def test_one_stamp_has_no_frequency_of_its_own() -> None:
-    assert regular_frequency(stamps("2020-01-01"), None, "date") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "truth"),
-    [
-        ("2016-07-01 05:00:00", "2016-07-01T05:00"),
-        ("2016-07-01", "2016-07-01T00:00"),
-        ("2016-07-01T05:00:00.25Z", "2016-07-01T05:00:00.25+00:00"),
-        ("2016/7/1 5:00", "2016-07-01T05:00"),
-        ("2016/7/1", "2016-07-01T00:00"),
-    ],
-)
-def test_date_formats(text: str, truth: str) -> None:
-    index, bad = parse_stamps([text])
-    assert bad is None
-    assert index[0] == pd.Timestamp(truth)
-
-
-def test_offsets_that_change_are_brought_to_utc() -> None:
-    index, bad = parse_stamps(["2021-03-28T01:00:00+01:00", "2021-03-28T03:00:00+02:00"])
-    assert bad is None
-    assert index.equals(pd.date_range("2021-03-28T00:00Z", periods=2, freq="h"))
-
-
-def test_the_first_text_that_is_no_date_is_found() -> None:
-    assert parse_stamps(["2020-01-01", "2020-01-02", "soon", "later"])[1] == 2
-    assert parse_stamps(["01/02/2020"])[1] == 0
+    assert step_of(stamps("2020-01-01"), None) is None
 
 
 def test_start_and_frequency() -> None:

@@ -49,10 +49,13 @@ varied = [operation for operation in operations if "parameters" in operation or 
 examples = int(os.environ.get("KRONSERVE_EXAMPLES", "600")) // len(varied)
 
 
-@schemathesis.serializer("application/x-npy")
-def serialise_npy(_: Any, value: Any) -> bytes:
+def serialise_opaque(_: Any, value: Any) -> bytes:
     """What was generated for an opaque body, as it is."""
     return value if isinstance(value, bytes) else str(value).encode()
+
+
+for media_type in ("x-npy", "vnd.apache.parquet", "vnd.apache.arrow.file", "vnd.apache.arrow.stream"):
+    schemathesis.serializer(f"application/{media_type}")(serialise_opaque)
 
 
 @schema.hook

@@ -17,9 +17,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidRequest, KronserveError, PayloadTooLarge, UnsupportedMediaType, UnusableInput
-from app.readers.series import MAX_STEPS, MAX_VARIATES, read_csv, read_json, read_series, sniff
+from app.readers.formats import EVERYTHING, Format, format_of, read_series, sniff
+from app.readers.regularity import Fill, settle
+from app.readers.series import MAX_STEPS, MAX_VARIATES, Series
+from app.readers.table import Selection
 
 LIMIT = 1 << 20
+
+
+def read(data: bytes | str, selection: Selection = EVERYTHING, frequency: str | None = None) -> list[Series]:
+    raw = data.encode() if isinstance(data, str) else data
+    return read_series(raw, sniff(raw), LIMIT, selection, frequency).series
+
+
+def read_csv(data: bytes, frequency: str | None = None) -> Series:
+    """The whole of a wide CSV, regular and complete."""
+    (series,) = read(data, frequency=frequency)
+    return settle(series, series.values.shape[1], frequency=frequency)[0]
+
+
+def read_json(data: bytes, frequency: str | None = None) -> Series:
+    """The whole of a JSON document, regular and complete."""
+    payload = read_series(data, "json", LIMIT, frequency=frequency)
+    (series,) = payload.series
+    return settle(series, series.values.shape[1], frequency=payload.frequency)[0]
 
 
 def frame(rows: int = 30) -> pd.DataFrame:
@@ -85,7 +106,7 @@ def test_quotes_blanks_and_huge_integers() -> None:
         ("date,a,a\n2020-01-01,1,2\n", UnusableInput, "'a' stands for two", "names"),
         ("date,a\n2020-01-01,1\nsoon,2\n", UnusableInput, "'date', row 2: 'soon'", "date"),
         ("date,a\n2020-01-01,1\n,2\n", UnusableInput, "'date', row 2", "date"),
-        ("date,a\n1,1\n2,2\n", UnusableInput, "'date' holds numbers", "date"),
+        ("date,a\n1,1\n2,2\n", UnusableInput, "'date', row 1: '1' is not", "date"),
         ("date,a\n2020-01-01,1\n2020-01-01,2\n", UnusableInput, "row 2.*repeats", "date"),
         ("date\n2020-01-01\n", UnusableInput, "no variate", None),
         ("date,a\n", InvalidRequest, "no rows", None),
@@ -102,8 +123,8 @@ def test_csv_faults(text: str, error: type[KronserveError], message: str, field:
 
 def test_json() -> None:
     body = {"target": [[1, 2.5, 3], [4, 5, 6]], "names": ["a", "b"], "start": "2020-01-31", "freq": "ME", "horizon": 9}
-    payload = read_json(json.dumps(body).encode(), LIMIT)
-    series = payload.series
+    payload = read_series(json.dumps(body).encode(), "json", LIMIT)
+    series = read_json(json.dumps(body).encode())
     assert payload.horizon == 9
     assert series.values.tolist() == [[1, 2.5, 3], [4, 5, 6]]
     assert series.names == ("a", "b")
@@ -113,10 +134,10 @@ def test_json() -> None:
 
 
 def test_json_flat_list_is_one_variate() -> None:
-    payload = read_json(b'{"target": [1, 2, 3]}', LIMIT, "hour")
-    assert payload.series.values.tolist() == [[1, 2, 3]]
-    assert payload.series.names == ("variate_0",)
-    assert (payload.series.timestamps, payload.series.frequency, payload.horizon) == (None, "h", None)
+    series = read_json(b'{"target": [1, 2, 3]}', "hour")
+    assert series.values.tolist() == [[1, 2, 3]]
+    assert series.names == ("variate_0",)
+    assert (series.timestamps, series.frequency) == (None, "h")
 
 
 @pytest.mark.parametrize(
@@ -143,35 +164,52 @@ def test_json_flat_list_is_one_variate() -> None:
 )
 def test_json_faults(body: dict[str, Any], error: type[KronserveError], field: str) -> None:
     with pytest.raises(error) as caught:
-        read_json(json.dumps(body).encode(), LIMIT)
+        read_json(json.dumps(body).encode())
     assert caught.value.field == field
 
 
 def test_two_frequencies_that_differ() -> None:
     body = b'{"target": [1, 2], "freq": "h"}'
-    assert read_json(body, LIMIT, "h").series.frequency == "h"
+    assert read_json(body, "h").frequency == "h"
     with pytest.raises(UnusableInput, match="beside"):
-        read_json(body, LIMIT, "D")
+        read_json(body, "D")
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", ">f4", "i2", "u1", "f2"])
 def test_npy(dtype: str) -> None:
     array = np.arange(6).reshape(2, 3).astype(dtype)
     for written, truth in ((array, array), (np.asfortranarray(array), array), (array[0], array[:1])):
-        series = read_series(npy(written), "npy", LIMIT).series
+        (series,) = read_series(npy(written), "npy", LIMIT).series
         assert series.values.dtype == np.float64
         assert series.values.flags.c_contiguous
         np.testing.assert_array_equal(series.values, truth)
 
 
 def test_npy_faults() -> None:
-    for array in (np.zeros((1, 2, 3)), np.zeros((0, 3)), np.float64(1), np.array([1, np.nan]), np.array([[np.inf]])):
+    for array in (np.zeros((1, 2, 3)), np.zeros((0, 3)), np.float64(1)):
         with pytest.raises(UnusableInput):
             read_series(npy(np.asarray(array)), "npy", LIMIT)
+    with pytest.raises(UnusableInput, match="columns is for tables"):
+        read_series(npy(np.zeros(3)), "npy", LIMIT, Selection(columns=("a",)))
     with pytest.raises(PayloadTooLarge):
         read_series(npy(np.zeros(100)), "npy", 799)
+
+
+@pytest.mark.parametrize(
+    ("media_type", "name", "kind"),
+    [
+        ("text/csv", "", "csv"),
+        ("application/x-npy", "a.csv", "npy"),
+        ("", "a.TSV", "csv"),
+        ("application/octet-stream", "a", "npy"),
+        ("application/vnd.apache.parquet", "", "parquet"),
+        ("application/vnd.apache.arrow.stream", "", "arrow"),
+    ],
+)
+def test_the_format_is_told_by_the_media_type_the_name_or_the_content(media_type: str, name: str, kind: str) -> None:
+    assert format_of(npy(np.zeros(2)), media_type, name) == kind
     with pytest.raises(UnsupportedMediaType):
-        read_series(b"", "parquet", LIMIT)
+        format_of(b"", "image/png", name)
 
 
 def test_series_past_any_use_are_refused_before_they_are_parsed() -> None:
@@ -179,20 +217,24 @@ def test_series_past_any_use_are_refused_before_they_are_parsed() -> None:
     long = b"a\n" + b"broken\n" * (MAX_STEPS + 1)
     for body in (wide, long):
         with pytest.raises(PayloadTooLarge):
-            read_csv(body)
+            read(body)
     for array in (np.zeros((MAX_VARIATES + 1, 2)), np.zeros(MAX_STEPS + 1)):
         with pytest.raises(PayloadTooLarge):
             read_series(npy(array), "npy", 1 << 30)
 
 
 def test_sniff() -> None:
-    assert [sniff(data) for data in (npy(np.zeros(1)), b' \n{"target"', b"[1]", b"date,a", b"")] == [
-        "npy",
-        "json",
-        "json",
-        "csv",
-        "csv",
-    ]
+    samples = (
+        npy(np.zeros(1)),
+        b' \n{"target"',
+        b"[1]",
+        b"date,a",
+        b"",
+        b"PAR1",
+        b"ARROW1\0\0",
+        b"\xff\xff\xff\xff\x10",
+    )
+    assert [sniff(data) for data in samples] == ["npy", "json", "json", "csv", "csv", "parquet", "arrow", "arrow"]
 
 
 CELLS = st.one_of(
@@ -209,20 +251,23 @@ CELLS = st.one_of(
         ),
     ),
     st.sampled_from(["csv", "json", "npy"]),
+    st.sampled_from([None, "ffill", "linear"]),
 )
-def test_anything_raises_only_our_errors(data: bytes, payload_format: str) -> None:
+def test_anything_raises_only_our_errors(data: bytes, payload_format: Format, fill: Fill | None) -> None:
     try:
-        series = read_series(data, payload_format, 1000).series
+        for series in read_series(data, payload_format, 1000).series:
+            settled, report = settle(series, 2, fill=fill)
+            assert np.isfinite(settled.values).all()
+            assert len(settled.names) == len(settled.values)
+            assert settled.values.shape[1] == report.used > 0
     except KronserveError:
         return
-    assert np.isfinite(series.values).all()
-    assert len(series.names) == len(series.values)
 
 
 def test_pandas_is_not_loaded_before_the_first_timestamp() -> None:
     script = (
-        "import sys, app.readers.series, app.readers.volumes, app.tasks.forecasting, app.tasks.classification\n"
-        "app.readers.series.read_json(b'{\"target\": [1, 2]}', 100)\n"
+        "import sys, app.readers.formats, app.readers.volumes, app.tasks.forecasting, app.tasks.classification\n"
+        "app.readers.formats.read_series(b'{\"target\": [1, 2]}', 'json', 100)\n"
         "print([name for name in ('pandas', 'nibabel') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -265,3 +310,118 @@ def test_a_file_without_header_is_told_so(first: bytes) -> None:
 def test_names_that_begin_with_digits_are_names(header: bytes) -> None:
     rows = b"\n".join(b"2020-01-%02d,%d,%d" % (day, day, day) for day in (1, 2, 3))
     assert len(read_csv(header + b"\n" + rows).names) == 2
+
+
+@pytest.mark.parametrize("fields", [";", "\t"])
+def test_decimal_commas_where_commas_part_nothing(fields: str) -> None:
+    rows = [["date", "a", "b"], ["2020-01-01", "1,5", "-2"], ["2020-01-02", "-,25", "1000,125"]]
+    series = read_csv("\n".join(fields.join(row) for row in rows).encode())
+    assert series.values.tolist() == [[1.5, -0.25], [-2, 1000.125]]
+
+
+def test_line_ends_of_classic_mac() -> None:
+    assert read_csv(b"date,a\r2020-01-01,1\r2020-01-02,2\r").values.tolist() == [[1, 2]]
+
+
+def test_blocks_of_rows_make_one_table() -> None:
+    """More rows than a block holds, numbers that turn from whole to broken ones, and a date late in the file."""
+    rows = 200_000
+    values = np.arange(rows, dtype=np.float64)
+    values[rows // 2 :] += 0.5
+    stamps = pd.date_range("2000-01-01", periods=rows, freq="min")
+    text = pd.DataFrame({"date": stamps, "a": [f"{value:g}" if value < 1e5 else str(float(value)) for value in values]})
+    series = read_series(text.to_csv(index=False).encode(), "csv", 1 << 24).series[0]
+    np.testing.assert_array_equal(series.values[0], [float(cell) for cell in text["a"]])
+    assert series.timestamps is not None
+    assert series.timestamps.equals(pd.DatetimeIndex(stamps))
+    bad = text.copy()
+    bad.loc[rows - 1, "a"] = "x"
+    with pytest.raises(UnusableInput, match=f"row {rows}: 'x'"):
+        read_series(bad.to_csv(index=False).encode(), "csv", 1 << 24)
+
+
+LONG = """unique_id,ds,y
+b,2020-01-01,1
+b,2020-01-02,2
+a,2020-01-01,10
+b,2020-01-03,3
+a,2020-01-02,20
+"""
+
+
+@pytest.mark.parametrize("name", ["unique_id", "item_id", "Series_ID"])
+def test_a_long_file_is_one_series_an_id(name: str) -> None:
+    series = read(LONG.replace("unique_id", name))
+    assert [(one.id, one.names, one.values.tolist()) for one in series] == [
+        ("b", ("y",), [[1, 2, 3]]),
+        ("a", ("y",), [[10, 20]]),
+    ]
+    assert series[0].timestamps is not None
+    assert series[0].timestamps.equals(pd.date_range("2020-01-01", periods=3))
+
+
+def test_what_of_a_file_is_read() -> None:
+    (one,) = read(LONG, Selection(ids=("a",)))
+    assert (one.id, one.values.tolist()) == ("a", [[10, 20]])
+    assert [one.id for one in read(LONG, Selection(ids=("a,b",)))] == ["a", "b"]
+    wide = "ds,a,b,c\n2020-01-01,1,2,x\n2020-01-02,3,4,y\n2020-01-03,5,6,z\n"
+    (one,) = read(wide, Selection(columns=("b, a",)))
+    assert (one.names, one.values.tolist()) == (("b", "a"), [[2, 4, 6], [1, 3, 5]])
+    (one,) = read(wide, Selection(columns=("b",), until="2020-01-02"))
+    assert one.values.tolist() == [[2, 4]]
+    grouped = read("k,when,v\n1,2020-01-01,5\n2,2020-01-01,6\n", Selection(id_column="k", time_column="when"))
+    assert [(one.id, one.time_name, one.values.tolist()) for one in grouped] == [
+        ("1", "when", [[5]]),
+        ("2", "when", [[6]]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("selection", "field"),
+    [
+        (Selection(columns=("z",)), "columns"),
+        (Selection(ids=("z",)), "id"),
+        (Selection(time_column="z"), "time_column"),
+        (Selection(id_column="z"), "id_column"),
+        (Selection(until="soon"), "until"),
+        (Selection(until="1999-01-01"), "until"),
+        (Selection(until="2020-01-01T00:00Z"), "until"),
+        (Selection(zone="Nowhere/Land"), "tz"),
+        (Selection(zone="/etc/localtime"), "tz"),
+    ],
+)
+def test_what_cannot_be_read(selection: Selection, field: str) -> None:
+    with pytest.raises(UnusableInput) as caught:
+        read(LONG, selection)
+    assert caught.value.field == field
+
+
+def test_records_are_a_table() -> None:
+    rows = [
+        {"ds": "2020-01-01", "a": 1, "b": None},
+        {"ds": "2020-01-02", "a": 2.5},
+        {"b": 7, "ds": "2020-01-03", "a": 3},
+    ]
+    (series,) = read(json.dumps(rows))
+    np.testing.assert_array_equal(series.values, [[1, 2.5, 3], [np.nan, np.nan, 7]])
+    assert series.names == ("a", "b")
+    long = [{"unique_id": key, "ds": f"2020-01-0{day}", "y": day} for key in "xy" for day in (1, 2)]
+    assert [(one.id, one.values.tolist()) for one in read(json.dumps(long))] == [("x", [[1, 2]]), ("y", [[1, 2]])]
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "message"),
+    [
+        ("[]", InvalidRequest, "list of records"),
+        ("[1]", InvalidRequest, "record 1 is not an object"),
+        ('[{"a": 1}, [2]]', InvalidRequest, "record 2 is not an object"),
+        ('[{"a": 1}, {"b": 2}]', InvalidRequest, "key 'b'"),
+        ('[{"a": 1}, {"a": "x"}]', UnusableInput, "row 2: 'x' is not a number"),
+        ('[{"a": true}]', UnusableInput, "not a number"),
+        ('[{"ds": "x", "a": 1}]', UnusableInput, "row 1: 'x' is not an ISO 8601"),
+        ('[{"a": 1}, {"a": ', InvalidRequest, "JSON"),
+    ],
+)
+def test_record_faults(body: str, error: type[KronserveError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        read(body)

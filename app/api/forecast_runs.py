@@ -1,0 +1,69 @@
+"""Prepared series through the scheduler: those of one width as rows of one request, pass after pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+from starlette.requests import Request
+
+from app.api.waiting import answer_or_disconnect
+from app.engine.runtime import Model
+from app.manifest import Forecasting
+from app.readers.libraries import offload_with
+from app.service import Service
+from app.tasks import forecasting
+
+
+async def run_forecasts(
+    service: Service, request: Request, model: Model, prepared: Sequence[forecasting.Prepared]
+) -> list[forecasting.Forecast]:
+    """The forecasts, in order. All series have one number of variates, as those of one file do."""
+    assert model.manifest is not None
+    spec = model.manifest.task
+    assert isinstance(spec, Forecasting)
+    passes: list[list[forecasting.Forecast]] = [[] for _ in prepared]
+    current = list(prepared)
+    while True:
+        outputs = await _submit(service, request, model, current)
+
+        def finish(
+            current: list[forecasting.Prepared] = current, outputs: dict[str, np.ndarray] = outputs
+        ) -> list[forecasting.Forecast]:
+            return [
+                forecasting.finish(one, {name: rows[index : index + 1] for name, rows in outputs.items()})
+                for index, one in enumerate(current)
+            ]
+
+        size = sum(one.series.values.shape[0] for one in current) * spec.horizon * 8
+        finished = await offload_with("pandas", size, finish)
+        for done, one in zip(passes, finished, strict=True):
+            done.append(one)
+        if current[0].horizon <= spec.horizon:
+            return [forecasting.joined(done) for done in passes]
+        current = [forecasting.roll(one, done[-1], spec) for one, done in zip(current, passes, strict=True)]
+
+
+async def _submit(
+    service: Service, request: Request, model: Model, prepared: Sequence[forecasting.Prepared]
+) -> dict[str, np.ndarray]:
+    (name,) = prepared[0].tensors
+    rows = [one.tensors[name] for one in prepared]
+    batches = [np.concatenate(rows)] if model.batched else rows
+    futures: list[asyncio.Future[dict[str, np.ndarray]]] = []
+    try:
+        for batch in batches:
+            futures.append(  # noqa: PERF401  (those submitted before a refusal must be known, to be withdrawn)
+                service.scheduler.submit(
+                    model, {name: batch}, model.ordinary_outputs[:1], timeout=service.settings.request_timeout
+                )
+            )
+        answers = await answer_or_disconnect(asyncio.gather(*futures), request.receive)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+    if len(answers) == 1:
+        return answers[0]
+    return {output: np.concatenate([answer[output] for answer in answers]) for output in answers[0]}

@@ -1,0 +1,241 @@
+"""CSV to columns: a header line; fields parted by commas, semicolons or tabs; UTF-8 or Latin-1; empty cells are NaN.
+
+pandas' C parser reads a block of rows at a time, so that beside the numbers only one block is held in its wide form.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
+from app.readers.bounded import Buffer
+from app.readers.dates import is_date
+from app.readers.table import MAX_TEXT, Roles, Selection, Table, check_size, named_roles
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DELIMITERS = (",", ";", "\t")
+EMPTY = ("", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "null", "None", "#N/A", "#NA", "<NA>")
+"""What stands for an empty cell among numbers."""
+
+BLOCK_CELLS = 1 << 18
+"""Cells that are parsed at a time."""
+
+_DECIMAL_COMMA = re.compile(rb"(?:^|[;\t])[ \"]*[+-]?\d*,\d+[ \"]*(?:[;\t\r\n]|$)")
+_BAD_NUMBER_SHOWN = 40
+
+
+def read_csv_table(data: Buffer, selection: Selection, limit: int) -> Table:
+    """The columns that a selection asks for.
+
+    The timestamps are the column named date, ds, timestamp, time or datetime, or else the first whose first cell is no
+    number. Numbers have decimal points, or decimal commas where commas part nothing.
+
+    Raises:
+        InvalidRequest: not text, no header, rows of different lengths. UnusableInput: a cell that is no number, no
+        variate, unknown names. PayloadTooLarge: more numbers than `limit` bytes hold.
+    """
+    raw = bytes(data)
+    encoding = _encoding(raw)
+    if b"\n" not in raw:
+        raw = raw.replace(b"\r", b"\n")  # the line ends of classic Mac OS
+    names, rows_at, delimiter = _header(raw, encoding)
+    _refuse_data_as_header(names)
+    lines = raw.count(b"\n", rows_at) + 1
+    check_size(len(names) - 1, lines - 1)
+    roles = named_roles(names, selection)
+    if len(roles.variates) * lines * 8 > limit:
+        raise PayloadTooLarge(
+            f"the CSV holds up to {len(roles.variates) * lines} numbers, more than {limit} bytes take"
+        )
+    decimal = "," if delimiter != "," and _DECIMAL_COMMA.search(raw[rows_at : rows_at + 4096]) else "."
+    # Parsed once to find what only the content says, so that the columns' types are known for all blocks.
+    if roles.time is None:
+        roles = _with_time(roles, _blocks(raw, rows_at, names, delimiter, encoding, decimal, roles, rows=64))
+    columns = _Columns(names, roles, lines)
+    for block in _blocks(raw, rows_at, names, delimiter, encoding, decimal, roles):
+        columns.add(block)
+    return columns.table()
+
+
+class _Columns:
+    """What the blocks so far hold."""
+
+    def __init__(self, names: list[str], roles: Roles, lines: int) -> None:
+        self._names, self._roles, self._rows = names, roles, 0
+        self._values = np.empty((len(roles.variates), lines))
+        self._time: list[npt.NDArray[Any]] = []
+        self._ids: list[npt.NDArray[Any]] = []
+
+    def add(self, block: pd.DataFrame) -> None:
+        start, self._rows = self._rows, self._rows + len(block)
+        if self._rows > self._values.shape[1]:
+            raise InvalidRequest("the CSV has rows that no line holds")
+        for at, column in enumerate(self._roles.variates):
+            self._values[at, start : self._rows] = _numbers(block[column], self._names[column], start)
+        for texts, role in ((self._time, self._roles.time), (self._ids, self._roles.identity)):
+            if role is not None:
+                texts.append(_texts(block[role], self._names[role], start))
+
+    def table(self) -> Table:
+        if not self._rows:
+            raise InvalidRequest("the CSV has no rows after its header (is there one?)")
+        time = self._roles.time
+        return Table(
+            names=tuple(self._names[column] for column in self._roles.variates),
+            values=self._values[:, : self._rows],
+            time=np.concatenate(self._time) if self._time else None,
+            time_name="date" if time is None else self._names[time],
+            ids=np.concatenate(self._ids) if self._ids else None,
+        )
+
+
+def _blocks(
+    raw: bytes,
+    rows_at: int,
+    names: list[str],
+    delimiter: str,
+    encoding: str,
+    decimal: str,
+    roles: Roles,
+    rows: int | None = None,
+) -> Iterator[pd.DataFrame]:
+    """Blocks of rows as data frames with numbered columns, all of them in turn or only the first `rows`."""
+    import pandas as pd
+
+    stream = io.BytesIO(raw)
+    stream.seek(rows_at)
+    texts = {column: object for column in (roles.time, roles.identity) if column is not None}
+    empty: dict[Any, list[str]] = {column: list(EMPTY) for column in range(len(names)) if column not in texts}
+    try:
+        reader = pd.read_csv(
+            stream,
+            sep=delimiter,
+            header=None,
+            names=range(len(names)),
+            encoding=encoding,
+            decimal=decimal,
+            low_memory=False,  # one dtype a column and block
+            skipinitialspace=True,
+            dtype=texts,
+            keep_default_na=False,
+            na_values=empty,
+            nrows=rows,
+            chunksize=max(64, BLOCK_CELLS // len(names)),
+        )
+        with reader:
+            for block in reader:
+                if not isinstance(block.index, pd.RangeIndex):
+                    raise InvalidRequest(f"the CSV's header has {len(names)} fields, its first row has more")
+                yield block
+    except (ValueError, OverflowError) as exc:
+        raise InvalidRequest(f"the CSV is broken: {exc}") from exc
+
+
+def _with_time(roles: Roles, blocks: Iterator[pd.DataFrame]) -> Roles:
+    """The first column whose first cell is text is the timestamps'."""
+    block = next(blocks, None)
+    if block is None:
+        return roles
+    for column in sorted({*range(len(block.columns))} - {roles.identity}):
+        cells = block[column].dropna()
+        if cells.size and isinstance(cells.iloc[0], str) and not _is_number(cells.iloc[0]):
+            return Roles(column, roles.identity, tuple(at for at in roles.variates if at != column))
+    return roles
+
+
+def _encoding(raw: bytes) -> str:
+    if b"\0" in raw[:4096]:
+        raise InvalidRequest("the CSV is not text in UTF-8 or Latin-1")
+    if raw.isascii():
+        return "utf-8"
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(raw), 1 << 20):
+            decoder.decode(raw[start : start + (1 << 20)])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8"
+
+
+def _header(raw: bytes, encoding: str) -> tuple[list[str], int, str]:
+    """The fields of the first line that is not blank, the position after it, and what parts its fields.
+
+    pandas would rename repeated names instead of telling.
+    """
+    position = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
+    while position < len(raw):
+        end = raw.find(b"\n", position) + 1 or len(raw)
+        check_size(max(raw.count(delimiter.encode(), position, end) for delimiter in DELIMITERS), 0)
+        line = raw[position:end].decode(encoding)
+        position = end
+        if line.strip():
+            # The first of equals: a name may well hold a semicolon, but then the commas are more.
+            fields, delimiter = max(((_split(line, one), one) for one in DELIMITERS), key=lambda found: len(found[0]))
+            if any(fields):
+                return fields, position, delimiter
+    raise InvalidRequest("the CSV is empty")
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    try:
+        return [field.strip() for field in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
+    except csv.Error as exc:
+        if delimiter == DELIMITERS[0]:
+            raise InvalidRequest(f"the CSV's header is broken: {exc}") from exc
+        return []
+
+
+def _refuse_data_as_header(names: list[str]) -> None:
+    """UnusableInput if every name is a number or a timestamp: the first row would be lost."""
+    texts = [name for name in names if not _is_number(name)]
+    if not texts or all(text[:1].isdigit() and is_date(text) for text in texts):
+        raise UnusableInput("the CSV has no header: its first line holds only numbers and timestamps, not names")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(column: pd.Series[Any], name: str, start: int) -> npt.NDArray[np.float64]:
+    import pandas as pd
+    from pandas.api.types import is_bool_dtype
+
+    if column.dtype.kind in "iuf":
+        return column.to_numpy(np.float64)
+    numbers = pd.to_numeric(column, errors="coerce")
+    bad = np.asarray(numbers.isna() & column.notna())
+    if is_bool_dtype(column.dtype):
+        bad = np.ones(len(column), np.bool_)
+    if bad.any():
+        row = int(bad.argmax())
+        shown = str(column.iloc[row])[:_BAD_NUMBER_SHOWN]
+        raise UnusableInput(f"column {name!r}, row {start + row + 1}: {shown!r} is not a number", field=name)
+    return np.asarray(numbers, np.float64)
+
+
+def _texts(column: pd.Series[Any], name: str, start: int) -> npt.NDArray[Any]:
+    """Cells as bytes in UTF-8, of the length of the longest."""
+    cells = column.to_numpy(object)
+    longest = len(max(cells, key=len, default=""))
+    if longest > MAX_TEXT:
+        row = next(row for row, cell in enumerate(cells) if len(cell) == longest)
+        raise UnusableInput(f"column {name!r}, row {start + row + 1}: more than {MAX_TEXT} characters", field=name)
+    try:
+        return cells.astype(f"S{max(1, longest)}")  # ASCII alone, and ten times as fast
+    except UnicodeEncodeError:
+        return np.array([cell.encode("utf-8", "replace") for cell in cells], dtype=np.bytes_)

@@ -1,0 +1,202 @@
+"""A file's columns, and the series that they make: wide, a column a variate, or long, rows grouped by an identifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import PayloadTooLarge, UnusableInput
+from app.readers.dates import DateOrder, NotADate, parse_dates
+from app.readers.series import MAX_STEPS, MAX_VARIATES, Series, check_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DATE_NAMES = frozenset({"date", "ds", "timestamp", "time", "datetime"})
+ID_NAMES = frozenset({"unique_id", "item_id", "series_id"})
+
+MAX_SERIES = 4096
+"""Series of one file that are forecast together."""
+
+MAX_TEXT = 128
+"""Characters of an identifier or a timestamp."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of a file is to be read, and how; None leaves it to the file.
+
+    columns: the variates. ids: the series of a long file. time_column, id_column: names. until: the last timestamp that
+    counts. dates: whether day or month comes first. zone: IANA name of the time zone of the timestamps.
+    """
+
+    columns: tuple[str, ...] | None = None
+    ids: tuple[str, ...] | None = None
+    time_column: str | None = None
+    id_column: str | None = None
+    until: str | None = None
+    dates: DateOrder | None = None
+    zone: str | None = None
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Positions of the columns: timestamps, identifiers, variates."""
+
+    time: int | None
+    identity: int | None
+    variates: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """values (variates, rows), NaN where a cell is empty; `time` as texts (bytes in UTF-8) or already as stamps."""
+
+    names: tuple[str, ...]
+    values: npt.NDArray[np.float64]
+    time: npt.NDArray[Any] | pd.DatetimeIndex | None = None
+    time_name: str = "date"
+    ids: npt.NDArray[Any] | None = None
+
+
+def named_roles(names: Sequence[str], selection: Selection) -> Roles:
+    """The roles that the names alone give; `time` is None where only the content can tell.
+
+    Raises:
+        UnusableInput: a name that was asked for and is not there, a repeated name, no variate left.
+    """
+    check_names(tuple(names), len(names))
+    lower = [name.lower() for name in names]
+    time = _asked(names, selection.time_column, "time_column")
+    if time is None:
+        time = next((at for at, name in enumerate(lower) if name in DATE_NAMES), None)
+    identity = _asked(names, selection.id_column, "id_column")
+    if identity is None and selection.columns is None:
+        identity = next((at for at, name in enumerate(lower) if name in ID_NAMES and at != time), None)
+    elif identity is None:
+        chosen = split_names(selection.columns, names)
+        identity = next((at for at, name in enumerate(lower) if name in ID_NAMES and names[at] not in chosen), None)
+    if selection.ids is not None and identity is None:
+        raise UnusableInput("id chooses among the series of a long file, and this has no column of ids", field="id")
+    if selection.columns is None:
+        variates = tuple(at for at in range(len(names)) if at not in (time, identity))
+    else:
+        variates = tuple(_asked(names, name, "columns") or 0 for name in split_names(selection.columns, names))
+    return Roles(time, identity, variates)
+
+
+def split_names(given: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """Names given one by one or parted by commas; one that is known as it stands is not parted."""
+    return tuple(
+        name
+        for text in given or ()
+        for name in ([text] if text in known else [part.strip() for part in text.split(",")])
+        if name
+    )
+
+
+def series_of(table: Table, selection: Selection) -> list[Series]:
+    """The table's series, as they are: timestamps may be irregular, values may be missing.
+
+    Raises:
+        UnusableInput: texts that are no timestamps, unknown ids. PayloadTooLarge: more series than MAX_SERIES.
+    """
+    check_names(table.names, len(table.names))
+    stamps = _stamps(table, selection)
+    whole = Series(table.values, table.names, stamps, time_name=table.time_name)
+    if table.ids is not None:
+        return [_until(one, selection) for one in _grouped(whole, table.ids, selection)]
+    return [_until(whole, selection)]
+
+
+def check_size(variates: int, steps: int) -> None:
+    """PayloadTooLarge for more than any forecast can use."""
+    if variates > MAX_VARIATES:
+        raise PayloadTooLarge(f"{variates} variates; at most {MAX_VARIATES} are forecast together")
+    if steps > MAX_STEPS:
+        raise PayloadTooLarge(f"{steps} steps; at most {MAX_STEPS} are read, and the last are those that count")
+
+
+def _asked(names: Sequence[str], name: str | None, field: str) -> int | None:
+    if name is None:
+        return None
+    if name not in names:
+        raise UnusableInput(f"there is no column {name[:40]!r}", field=field)
+    return list(names).index(name)
+
+
+def _stamps(table: Table, selection: Selection) -> pd.DatetimeIndex | None:
+    if table.time is None:
+        return None
+    if not isinstance(table.time, np.ndarray):
+        if selection.zone is None:
+            return table.time
+        table_time = [stamp.isoformat() for stamp in table.time]
+    else:
+        table_time = table.time  # type: ignore[assignment]
+    try:
+        return parse_dates(table_time, selection.dates, selection.zone)
+    except NotADate as found:
+        shown = table_time[found.row]
+        text = shown.decode("utf-8", "replace") if isinstance(shown, bytes) else str(shown)
+        reason = found.reason or "is not an ISO 8601 timestamp"
+        raise UnusableInput(
+            f"column {table.time_name!r}, row {found.row + 1}: {text[:40]!r} {reason}", field=table.time_name
+        ) from None
+
+
+def _grouped(whole: Series, ids: npt.NDArray[Any], selection: Selection) -> list[Series]:
+    """One series an id, in the order in which the ids first appear."""
+    starts = np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1])
+    ends = np.append(starts[1:], len(ids))
+    runs: dict[bytes, list[tuple[int, int]]] = {}
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        runs.setdefault(bytes(ids[start]), []).append((start, end))
+    if b"" in runs:
+        raise UnusableInput(f"the id of row {runs[b''][0][0] + 1} is empty", field="id")
+    named = {key.decode("utf-8", "replace"): places for key, places in runs.items()}
+    if selection.ids is not None:
+        wanted = split_names(selection.ids, tuple(named))
+        unknown = [name for name in wanted if name not in named]
+        if unknown:
+            raise UnusableInput(f"there is no series {unknown[0][:40]!r}", field="id")
+        named = {name: named[name] for name in wanted}
+    if len(named) > MAX_SERIES:
+        raise PayloadTooLarge(f"{len(named)} series; at most {MAX_SERIES} are forecast together")
+    return [_rows(whole, places, name) for name, places in named.items()]
+
+
+def _rows(whole: Series, places: list[tuple[int, int]], name: str) -> Series:
+    if len(places) == 1:
+        start, end = places[0]
+        values = whole.values[:, start:end]
+        stamps = None if whole.timestamps is None else whole.timestamps[start:end]
+    else:
+        rows = np.concatenate([np.arange(start, end) for start, end in places])
+        values = whole.values[:, rows]
+        stamps = None if whole.timestamps is None else whole.timestamps[rows]
+    return Series(values, whole.names, stamps, time_name=whole.time_name, id=name)
+
+
+def _until(series: Series, selection: Selection) -> Series:
+    if selection.until is None:
+        return series
+    if series.timestamps is None:
+        raise UnusableInput("until needs timestamps, and this has none", field="until")
+    try:
+        last = parse_dates([selection.until], selection.dates, selection.zone)[0]
+    except NotADate:
+        raise UnusableInput(f"until {selection.until[:40]!r} is not an ISO 8601 timestamp", field="until") from None
+    if (last.tz is None) is not (series.timestamps.tz is None):
+        raise UnusableInput("until needs an offset from UTC exactly when the timestamps have one", field="until")
+    keep = np.flatnonzero(np.asarray(series.timestamps <= last))
+    if not keep.size:
+        raise UnusableInput(f"no row is as early as {last}", field="until")
+    end = int(keep[-1]) + 1
+    return Series(
+        series.values[:, :end], series.names, series.timestamps[:end], time_name=series.time_name, id=series.id
+    )

@@ -1,0 +1,115 @@
+"""Parquet and Arrow IPC against pandas' own reading, and files that are broken or swell."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+
+from app.errors import InvalidRequest, KronserveError, PayloadTooLarge, UnusableInput
+from app.readers.formats import EVERYTHING, read_series, sniff
+from app.readers.series import Series
+from app.readers.table import Selection
+
+FRAME = pd.DataFrame(
+    {
+        "when": pd.date_range("2021-03-27 22:00", periods=6, freq="h", tz="Europe/Berlin"),
+        "a": [1.5, None, 3, 4, 5, 6],
+        "b": np.arange(6, dtype=np.int16),
+        "note": list("uvwxyz"),
+    }
+)
+
+
+def parquet(frame: pd.DataFrame, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    frame.to_parquet(stream, **options)
+    return stream.getvalue()
+
+
+def feather(frame: pd.DataFrame, compression: str = "uncompressed") -> bytes:
+    stream = io.BytesIO()
+    pyarrow.feather.write_feather(frame, stream, compression=compression)
+    return stream.getvalue()
+
+
+def ipc_stream(frame: pd.DataFrame) -> bytes:
+    table, stream = pa.Table.from_pandas(frame), io.BytesIO()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table, max_chunksize=4)
+    return stream.getvalue()
+
+
+def read(data: bytes, selection: Selection = EVERYTHING, limit: int = 1 << 20) -> list[Series]:
+    return read_series(data, sniff(data), limit, selection).series
+
+
+@pytest.mark.parametrize(
+    "data",
+    [parquet(FRAME), parquet(FRAME, compression="zstd"), feather(FRAME, "zstd"), ipc_stream(FRAME)],
+    ids=["parquet", "parquet.zstd", "arrow.zstd", "arrow stream"],
+)
+def test_wide_files(data: bytes) -> None:
+    (series,) = read(data, Selection(columns=("a", "b")))
+    np.testing.assert_array_equal(series.values, FRAME[["a", "b"]].to_numpy().T)
+    assert series.names == ("a", "b")
+    assert series.time_name == "when"
+    assert series.timestamps is not None
+    assert series.timestamps.equals(pd.DatetimeIndex(FRAME["when"]))
+
+
+def test_long_files_and_written_dates() -> None:
+    frame = pd.DataFrame(
+        {
+            "unique_id": pd.Categorical(["x", "x", "y"]),
+            "ds": ["2020-01-01", "2020-01-02", "2020-01-01"],
+            "y": [1.0, 2.0, 3.0],
+        }
+    )
+    for data in (parquet(frame), feather(frame)):
+        found = read(data)
+        assert [(one.id, one.names, one.values.tolist()) for one in found] == [
+            ("x", ("y",), [[1, 2]]),
+            ("y", ("y",), [[3]]),
+        ]
+        assert found[0].timestamps is not None
+        assert found[0].timestamps.equals(pd.date_range("2020-01-01", periods=2))
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "message"),
+    [
+        (FRAME, UnusableInput, "'note' holds"),
+        (FRAME[["when", "a"]].assign(when=[pd.NaT, *FRAME["when"][1:]]), UnusableInput, "row 1: no timestamp"),
+        (pd.DataFrame({"ds": [1.0], "y": [1.0]}), UnusableInput, "'ds' holds"),
+        (FRAME[["when", "a"]][:0], InvalidRequest, "no rows"),
+        (pd.DataFrame({"a": np.zeros(200_000)}), PayloadTooLarge, "numbers"),
+    ],
+)
+def test_refusals(frame: pd.DataFrame, error: type[KronserveError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        read(parquet(frame))
+
+
+def test_broken_files() -> None:
+    for whole in (parquet(FRAME), feather(FRAME)):
+        for data in (whole[: len(whole) // 2], whole[:200] + bytes(200) + whole[400:]):
+            with pytest.raises((InvalidRequest, UnusableInput)):
+                read(data)
+
+
+def test_a_page_that_swells_is_refused_by_the_process() -> None:
+    """A dictionary of one text of 160 MB, said to be small by nothing but its compressed size."""
+    table = pa.table({"ds": ["x" * (160 << 20)], "y": [1.0]})
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(table, stream, compression="zstd")
+    data = stream.getvalue()
+    assert len(data) < 1 << 20
+    with pytest.raises((PayloadTooLarge, InvalidRequest)):
+        read(data, limit=1 << 20)
