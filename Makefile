@@ -8,14 +8,16 @@ CUDA ?=
 BIN := .venv/bin
 comma := ,
 TORCH ?= torch==2.13.0
+KSERVE ?= kserve==0.21.0
 
 .PHONY: serve test openapi bench chaos check format proto clean
 
 serve: .venv/serve.stamp
 	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT) --grpc-port '$(GRPC_PORT)'
 
-test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+# KServe's clients ask for older pandas and protobuf than the service, so they have an environment of their own.
+test: .venv/dev.stamp .venv-kserve/stamp
+	KRONSERVE_KSERVE_PYTHON=$(CURDIR)/.venv-kserve/bin/python $(BIN)/python -m pytest
 
 # 10,000 requests made from the served OpenAPI document; the test suite makes some hundred.
 openapi: .venv/dev.stamp
@@ -43,7 +45,7 @@ proto: .venv/dev.stamp
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. app/api/grpc/inference.proto
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-kserve
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -58,3 +60,8 @@ clean:
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@ .venv/serve.stamp
+
+.venv-kserve/stamp:
+	$(PYTHON) -m venv .venv-kserve
+	.venv-kserve/bin/pip install --quiet $(KSERVE)
+	touch $@

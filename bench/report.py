@@ -23,6 +23,7 @@ def render(results: dict[str, Any]) -> str:
         _order(cells),
         _costs(cells, results["servers"]),
         _mixed(results["mixed"]),
+        _over_grpc(results.get("grpc", [])),
         _generators(results.get("generators", [])),
         _left_out(results["servers"]),
     ]
@@ -183,6 +184,21 @@ def _mixed(entries: list[dict[str, Any]]) -> str:
         "mixed, p50 / p99 ms",
     ]
     return "## Two models at once, binary\n\n" + _table(header, rows)
+
+
+def _over_grpc(entries: list[dict[str, Any]]) -> str:
+    if not entries:
+        return ""
+    rows = [
+        [
+            f"{model}, c = {connections}",
+            *(f"{found[f'{way}_rate']:.0f} · {_ms(found[f'{way}_cpu_per_request'])} ms" for way in ("rest", "grpc")),
+            f"{found['ratio']:.2f}",
+        ]
+        for (model, connections), found in summary.over_grpc(entries).items()
+    ]
+    header = ["raw tensors, h2load", "REST, req/s · CPU per request", "gRPC", "gRPC over REST"]
+    return "## gRPC against REST\n\n" + _table(header, rows)
 
 
 def _generators(entries: list[dict[str, Any]]) -> str:

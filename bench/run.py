@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench import agreement, bundles, generators, machine, mixed
+from bench import agreement, bundles, generators, machine, mixed, over_grpc
 from bench.bundles import MODELS, Benchmarked
 from bench.cells import Cell, cells, measure
 from bench.environments import NotInstallable
@@ -42,6 +42,7 @@ def main() -> int:
     )
     parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=list(SERVERS), metavar="NAME")
     parser.add_argument("--no-mixed", action="store_true", help="leave out the two models at once")
+    parser.add_argument("--no-grpc", action="store_true", help="leave out gRPC against REST")
     parser.add_argument("--no-generators", action="store_true", help="leave out the load generators' own measurement")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for serving.{json,md,png}")
     options = parser.parse_args()
@@ -49,25 +50,34 @@ def main() -> int:
         parser.error(f"no cell fits {' '.join(options.cells)}")
     try:
         about = machine.describe()
+        if not options.no_grpc:
+            about["h2load"] = over_grpc.require_h2load()
     except NoLoadGenerator as error:
         parser.error(str(error))
     bundles.ensure_bundles()
     results: dict[str, Any] = {"machine": about, "settings": {"rounds": options.rounds, "seconds": options.seconds}}
     running, results["servers"] = _start([SERVERS[name] for name in options.servers])
+    speaking = None if options.no_grpc else over_grpc.start()
     try:
+        if speaking is not None:
+            speaking.running.freeze()
         if "noop" in running and not options.no_generators:
             results["generators"] = _alone(
                 "noop", running["noop"], partial(generators.measure, seconds=options.seconds)
             )
-        results["blocks"], results["mixed"] = [], []
+        results["blocks"], results["mixed"], results["grpc"] = [], [], []
         for number in range(options.rounds):
             results["blocks"] += _round(number, chosen, running, options.seconds)
             if not options.no_mixed:
                 results["mixed"] += _mixed(number, running, options.seconds)
+            if speaking is not None:
+                results["grpc"] += _over_grpc(number, speaking, options.seconds)
             _write(results, options.out)
     finally:
         for server in running.values():
             server.stop()
+        if speaking is not None:
+            speaking.running.stop()
     return 0
 
 
@@ -154,6 +164,18 @@ def _mixed(number: int, running: dict[str, Running], seconds: float) -> list[dic
         found.append({"round": number, "server": name, "limits": limits, "situations": situations})
         _say(f"round {number + 1}, mixed: {name}")
     return found
+
+
+def _over_grpc(number: int, speaking: over_grpc.Served, seconds: float) -> list[dict[str, Any]]:
+    speaking.running.thaw()
+    try:
+        found = over_grpc.measure(speaking, seconds)
+    finally:
+        speaking.running.freeze()
+    for entry in found:
+        share = entry["grpc"]["rate"] / entry["rest"]["rate"]
+        _say(f"round {number + 1}, gRPC over REST: {entry['model']}, {entry['connections']} connections {share:.2f}")
+    return [{"round": number} | entry for entry in found]
 
 
 def limit(model: Benchmarked, seconds: float) -> dict[str, Any]:

@@ -77,3 +77,21 @@ def mixed(entries: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str,
         summary[key]["mixed_share"] = median(found["mixed"]["rate"] / limit for found, limit in pairs)
         summary[key]["connections"] = pairs[0][0]["connections"]
     return summary
+
+
+def over_grpc(entries: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, float | None]]:
+    """{(model, connections): medians of rates and CPU of both, and of gRPC's rate over REST's of the same round}."""
+    grouped: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        grouped[entry["model"], entry["connections"]].append(entry)
+    return {
+        key: {
+            **{
+                f"{way}_{what}": median(entry[way][what] for entry in found)
+                for way in ("rest", "grpc")
+                for what in ("rate", "cpu_per_request")
+            },
+            "ratio": median(entry["grpc"]["rate"] / entry["rest"]["rate"] for entry in found),
+        }
+        for key, found in grouped.items()
+    }

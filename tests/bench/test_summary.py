@@ -57,6 +57,22 @@ def test_report_names_the_best_peer_and_its_distance() -> None:
     assert "- triton: NotInstallable: no wheel" in text
 
 
+def test_grpc_over_rest_is_the_median_of_the_rounds_own_ratios() -> None:
+    def entry(rest: float, grpc: float) -> dict[str, Any]:
+        cost = {"cpu_per_request": 0.002}
+        rates = {"rest": {"rate": rest} | cost, "grpc": {"rate": grpc} | cost}
+        return {"model": "forecaster", "connections": 8} | rates
+
+    (found,) = summary.over_grpc([entry(100.0, 90.0), entry(200.0, 100.0), entry(50.0, 50.0)]).values()
+    assert found == {
+        "rest_rate": 100.0,
+        "grpc_rate": 90.0,
+        "ratio": 0.9,
+        "rest_cpu_per_request": 0.002,
+        "grpc_cpu_per_request": 0.002,
+    }
+
+
 def test_cells_are_chosen_by_pattern() -> None:
     chosen = [str(cell) for cell in cells(["binary-*-8", "npy-forecaster-32"])]
     assert chosen == ["binary-forecaster-8", "npy-forecaster-32", "binary-classifier-8"]
