@@ -128,7 +128,7 @@ class File(Part):
 
 
 class ParityCase(Part):
-    """Largest difference between ONNX Runtime and PyTorch at one input shape.
+    """Largest difference between ONNX Runtime and PyTorch on one kind of inputs at one shape.
 
     `relative` is the largest absolute error over the largest absolute value of the reference output.
     """
@@ -136,12 +136,27 @@ class ParityCase(Part):
     shape: tuple[int, ...]
     absolute: float
     relative: float
+    exact: float | None = None
+    """Of the ordinary output, the same as `relative` from PyTorch in float64."""
     inputs: str = ""
-    """What the inputs were: "random", "constant", "scaled by 1e6", ..; the worst kind at this shape."""
+    """What the inputs were: "random", "constant", "scaled by 1e6", ..."""
     output: str = ""
-    """The worst output at this shape; empty for a graph with one output."""
+    """The worst output; empty for a graph with one output."""
     allowed: float | None = None
     """Allowed here in place of the tolerance, where float32 itself resolves less (see `Parity`)."""
+
+    @property
+    def error(self) -> float:
+        """What is judged: the larger of `relative` and `exact`."""
+        return max(self.relative, self.exact or 0.0)
+
+
+class Check(Part):
+    """One thing that was checked about a bundle, and what was seen."""
+
+    name: str
+    passed: bool = True
+    detail: str = ""
 
 
 class Parity(Part):
@@ -162,7 +177,7 @@ class Parity(Part):
         """The case that is largest beside what was allowed."""
         return max(
             self.cases,
-            key=lambda case: case.relative if case.allowed is None else case.relative / case.allowed * self.tolerance,
+            key=lambda case: case.error if case.allowed is None else case.error / case.allowed * self.tolerance,
         )
 
 
@@ -194,6 +209,8 @@ class Manifest(Part):
     parity: Parity
     explain_parity: Parity | None = None
     """Of explain.onnx, over all of its outputs."""
+    checks: tuple[Check, ...] = ()
+    """What the exporter checked of each graph beside parity; a bundle is written only when all of them passed."""
     metrics: dict[str, Any] = {}
     """Measured by `kronserve evaluate`: {"split": .., "values": {..}}."""
     serving: Serving = Serving()

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from app.manifest import (
+    Check,
     File,
     Forecasting,
     Manifest,
@@ -158,6 +159,7 @@ def export_bundle(
     if target.exists() and not request.force:
         raise ExportError(f"{target} exists; choose another version, or --force to replace it")
     described, module, config = task(checkpoint, request), load_module(checkpoint), checkpoint.config
+    sig = signature(config)
     before, explain = checkpoint.manifest, request.explain
     if explain is None:
         explain = before is not None and before.outputs[-1].on_request
@@ -168,13 +170,16 @@ def export_bundle(
         raise ExportError(str(error)) from error
     with _staged(target) as folder:
         (folder / WEIGHTS).write_bytes(checkpoint.weights)
-        parity = _write_graph(model, folder / GRAPH, module, config, request.tolerance)
+        parity, checks = _write_graph(model, folder / GRAPH, module, (sig.inputs, sig.outputs), request.tolerance)
         further = None
         if on_request:
             with explained(module):
                 model = trace(module, config, request.opset, [spec.name for spec in on_request])
-                further = _write_graph(model, folder / EXPLAIN, module, config, request.tolerance)
+                every = sig.inputs, (*sig.outputs, *on_request)
+                further, more = _write_graph(model, folder / EXPLAIN, module, every, request.tolerance)
+                checks += more
         manifest = _manifest(checkpoint, request, described, on_request, (parity, further), folder)
+        manifest = manifest.model_copy(update={"checks": tuple(checks)})
         _write(manifest, folder)
         if evaluate is not None:
             manifest = manifest.model_copy(update={"metrics": evaluate(folder)})
@@ -182,12 +187,18 @@ def export_bundle(
     return target, manifest
 
 
-def _write_graph(model: ir.Model, path: Path, module: nn.Module, config: Config, tolerance: float) -> Parity:
-    """Save a graph beside the weights it refers to, and prove it."""
+def _write_graph(
+    model: ir.Model,
+    path: Path,
+    module: nn.Module,
+    signature: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
+    tolerance: float,
+) -> tuple[Parity, list[Check]]:
+    """Save a graph of these inputs and outputs beside the weights it refers to, and prove it."""
     refer_to(model, path.with_name(WEIGHTS))
     onnx.save(with_functions(model), path)
-    verify.check_graph(path)
-    return verify.measure(path, module, config, tolerance)
+    parity = verify.measure(path, module, signature[0][0], tolerance)
+    return parity, verify.prove_graph(path, *signature, tolerance)
 
 
 def _manifest(
@@ -206,11 +217,8 @@ def _manifest(
         version=request.version,
         description=_first(request.description, before and before.description, recipe.get("description")),
         task=described,
-        inputs=(TensorSpec(name=sig.input, datatype="FP32", shape=sig.input_shape, axes=sig.input_axes),),
-        outputs=(
-            TensorSpec(name=sig.output, datatype="FP32", shape=sig.output_shape, axes=sig.output_axes),
-            *on_request,
-        ),
+        inputs=sig.inputs,
+        outputs=(*sig.outputs, *on_request),
         provenance=Provenance(
             config=json.loads(json.dumps(to_dict(checkpoint.config))),
             weights_sha256=files[WEIGHTS].sha256,

@@ -56,6 +56,7 @@ def _export_parser() -> argparse.ArgumentParser:
         default=1e-5,
         help="largest error against PyTorch, relative to the output's scale; default: %(default)s",
     )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the proof there, as text")
     parser.add_argument("--labels", type=_names, default=(), metavar="A,B,..", help="a classifier's labels, in order")
     parser.add_argument("--variates", type=_names, default=(), metavar="A,B,..", help="variates a forecaster learned")
     parser.add_argument("--frequency", metavar="ALIAS", help="a forecaster's sampling step: h, 10min, D")
@@ -97,6 +98,7 @@ def export(argv: list[str]) -> int:
     try:
         from export.bundle import Request, export_bundle
         from export.checkpoint import ExportError, read_checkpoint
+        from export.report import proof
     except ModuleNotFoundError as error:
         return _missing("export", error)
     evaluate = None
@@ -138,24 +140,11 @@ def export(argv: list[str]) -> int:
         folder, manifest = export_bundle(checkpoint, request, evaluate)
     except ExportError as error:
         return _fail(f"kronserve export: {error}")
-    worst = manifest.parity.worst
     size = sum(file.size for file in manifest.files.values())
-    explained = manifest.explain_parity
-    lines = [
-        f"{folder}: {size / 1e6:.2f} MB, opset {manifest.provenance.opset}",
-        f"parity: worst relative error {worst.relative:.2e} (tolerance {manifest.parity.tolerance:g}), "
-        f"{worst.inputs} inputs of shape {list(worst.shape)}",
-        *(
-            [
-                f"outputs on request: worst relative error {explained.worst.relative:.2e} (allowed "
-                f"{explained.worst.allowed or explained.tolerance:.2g}), {explained.worst.output} for "
-                f"{explained.worst.inputs} inputs"
-            ]
-            if explained
-            else []
-        ),
-        *(f"distance from float64: {side} {distance:.2e}" for side, distance in manifest.parity.rounding.items()),
-    ]
+    report = proof(manifest)
+    if options.report is not None:
+        options.report.write_text(report + "\n", encoding="utf-8")
+    lines = [f"{folder}: {size / 1e6:.2f} MB, opset {manifest.provenance.opset}", report]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

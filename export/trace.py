@@ -15,6 +15,7 @@ from onnxscript import ir
 from onnxscript import opset20 as op
 from torch import nn
 
+from app.manifest import TensorSpec
 from export import ops
 from export.simplify import rename_dimensions, simplify
 from models.config import Config, ForecasterConfig, input_shape
@@ -33,6 +34,16 @@ class Signature:
     output: str
     output_axes: tuple[str, ...]
     output_shape: tuple[int, ...]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """As the manifest lists them."""
+        return (TensorSpec(name=self.input, datatype="FP32", shape=self.input_shape, axes=self.input_axes),)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """As the manifest lists them, without those on request."""
+        return (TensorSpec(name=self.output, datatype="FP32", shape=self.output_shape, axes=self.output_axes),)
 
 
 def signature(config: Config) -> Signature:

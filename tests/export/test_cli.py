@@ -39,11 +39,16 @@ def test_export_writes_a_bundle_and_reports_its_parity(checkpoint: Callable[[str
         "export",
         checkpoint("forecaster-sum"),
         *("--name", "hourly", "--version", "3", "--repository", tmp_path / "repository"),
+        *("--report", tmp_path / "report.txt"),
         *("--opset", "21", "--frequency", "h", "--variates", "a, b", "--data-licence", "CC0"),
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "parity: worst relative error" in done.stdout
+    assert "parity: worst " in done.stdout
+    # The report names every shape of the grid, its two longest axes among them, and every check.
+    for part in ("1x321x24", "33x21x24", "random walk", "passed  model.onnx: reference evaluator"):
+        assert part in done.stdout
+    assert (tmp_path / "report.txt").read_text() in done.stdout
     bundle = tmp_path / "repository" / "hourly" / "3"
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["task"]["frequency"] == "h"

@@ -14,7 +14,10 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from export.verify import ParityError, cases, measure
+from export.bundle import Request, export_bundle
+from export.checkpoint import read_checkpoint
+from export.inputs import cases
+from export.verify import ParityError, measure
 from models.config import ForecasterConfig
 from tests.export.conftest import Exported
 
@@ -65,12 +68,27 @@ def test_rows_of_a_batch_do_not_see_each_other(exported: Exported) -> None:
 
 def test_manifest_states_the_measured_parity(exported: Exported) -> None:
     parity = exported.manifest.parity
-    assert {case.shape for case in parity.cases} == {tuple(case.input.shape) for case in cases(exported.config)}
+    assert [(case.shape, case.inputs) for case in parity.cases] == [
+        (case.input.shape, case.kind) for case in cases(exported.manifest.inputs[0])
+    ]
     assert 0 < parity.worst.relative <= parity.tolerance == 1e-5
+    assert all(case.exact is not None and case.exact <= parity.tolerance for case in parity.cases)
     # Both sides are about as far from float64 as from each other: the difference is float32's rounding.
     assert parity.rounding.keys() == {"pytorch", "onnxruntime"}
     assert all(0 < distance < 1e-5 for distance in parity.rounding.values())
     assert parity.worst.relative <= sum(parity.rounding.values()) * 1.01
+    assert len(exported.manifest.checks) == 6
+    assert all(check.passed for check in exported.manifest.checks)
+
+
+def test_opset_23_passes_the_same_proof(exported: Exported, tmp_path: Path) -> None:
+    """Whatever fails, at any shape or on any inputs, would raise."""
+    folder, manifest = export_bundle(read_checkpoint(exported.folder), Request("m", "1", tmp_path, opset=23))
+    assert {entry.domain: entry.version for entry in onnx.load(folder / "model.onnx").opset_import}[""] == 23
+    assert manifest.parity.worst.error <= 1e-5
+    assert [(case.shape, case.inputs) for case in manifest.parity.cases] == [
+        (case.shape, case.inputs) for case in exported.manifest.parity.cases
+    ]
 
 
 def test_a_slightly_wrong_weight_fails(exported: Exported, tmp_path: Path) -> None:
@@ -79,4 +97,4 @@ def test_a_slightly_wrong_weight_fails(exported: Exported, tmp_path: Path) -> No
     weights["blocks.0.mlp.w2.weight"] *= 1.001
     save_file(weights, tmp_path / "weights.safetensors")
     with pytest.raises(ParityError, match=r"above the tolerance 1e-05 for .* inputs of shape \("):
-        measure(tmp_path / "model.onnx", exported.module, exported.config, 1e-5)
+        measure(tmp_path / "model.onnx", exported.module, exported.manifest.inputs[0], 1e-5)
