@@ -16,6 +16,7 @@ EPILOG = """examples:
   kronserve export runs/hot-etth1 --name hot-etth1 --version 1
   kronserve evaluate hot-etth1                         a bundle's metrics on its test split, as JSON
   kronserve inspect model_repository/hot-etth1/1       what a bundle holds
+  kronserve verify model_repository/hot-etth1/1        whether it is whole and computes what it says
 
 kronserve COMMAND --help tells more of each."""
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
     parser = argparse.ArgumentParser(
         prog="kronserve",
-        description="Serve, export, train, evaluate and inspect Kronecker-attention models.",
+        description="Serve, export, train, evaluate, inspect and verify Kronecker-attention models.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -40,5 +41,5 @@ def _load(command: EntryPoint) -> Callable[[Sequence[str]], int]:
     try:
         return cast("Callable[[Sequence[str]], int]", command.load())
     except ModuleNotFoundError as error:
-        extra = "export" if command.name in ("export", "inspect") else "train"
+        extra = "export" if command.name in ("export", "inspect", "verify") else "train"
         sys.exit(f"kronserve {command.name} needs {error.name}, install it with: pip install 'kronserve[{extra}]'")

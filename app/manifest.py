@@ -151,6 +151,19 @@ class ParityCase(Part):
         return max(self.relative, self.exact or 0.0)
 
 
+class Answer(Part):
+    """What PyTorch in float64 answered to one of the exporter's own inputs, so that others can compare without it."""
+
+    inputs: str
+    shape: tuple[int, ...]
+    input_crc32: int
+    """Of the input's bytes: whether another NumPy still draws the same numbers."""
+    scale: float
+    """Largest absolute value of the whole output."""
+    values: tuple[float, ...]
+    """At evenly spaced places of the flattened output, the first and the last among them."""
+
+
 class Check(Part):
     """One thing that was checked about a bundle, and what was seen."""
 
@@ -171,6 +184,7 @@ class Parity(Part):
     cases: tuple[ParityCase, ...] = Field(min_length=1)
     rounding: dict[str, float] = {}
     """Largest relative distance from PyTorch in float64 of "pytorch" (float32) and "onnxruntime"; alike: rounding."""
+    answers: tuple[Answer, ...] = ()
 
     @property
     def worst(self) -> ParityCase:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from app.engine import device
 from app.engine.repository import Repository
 from app.engine.scheduler import Scheduler
 from app.errors import Unavailable
 from app.inference_statistics import InferenceStatistics
+from app.integrity import trusted_keys
 from app.metrics import Metrics
 from app.readers.byte_budget import ByteBudget
 from app.settings import Settings
@@ -23,10 +25,12 @@ class Service:
     """The parts behind the endpoints and their life: start, load, drain, stop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Choose the device; ValueError when it, or the model repository, is not there."""
+        """Choose the device; ValueError when it, the model repository or a trusted key is not there."""
         self.settings = settings
         if not settings.repository.is_dir():
             raise ValueError(f"the model repository {settings.repository} is not a folder")
+        if settings.trusted_keys is not None:
+            _require_keys(settings.trusted_keys)
         self.device = device.choose(settings)
         logger.info("device: %s (%s), %d executors", self.device.kind, self.device.reason, self.device.executors)
         self.metrics = Metrics()
@@ -114,3 +118,13 @@ class Service:
         self._librarian.shutdown(wait=False, cancel_futures=True)
         await self.scheduler.close(self.settings.shutdown_grace)
         logger.info("left: %s", self.scheduler.counters)
+
+
+def _require_keys(path: Path) -> None:
+    """ValueError: no bundle could be checked against these keys."""
+    try:
+        trusted_keys(path)
+    except OSError as error:
+        raise ValueError(f"trusted keys {path}: {error.strerror}") from error
+    except ModuleNotFoundError as error:
+        raise ValueError(f"trusted keys need {error.name}; install kronserve[sign]") from error

@@ -21,6 +21,9 @@ class Settings(BaseSettings):
     version_policy: str = Field(
         "all", description="Versions to serve: all, latest:N, or 1,3; NAME=.. for one model; joined by ;."
     )
+    trusted_keys: Path | None = Field(
+        None, description="PEM file of Ed25519 public keys; if set, only bundles signed by one of them are served."
+    )
     watch: float = Field(
         0.0, ge=0, description="Seconds between looks for new, changed and removed versions; 0: never."
     )
@@ -64,7 +67,7 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
 
-    @field_validator("grpc_port", mode="before")
+    @field_validator("grpc_port", "trusted_keys", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from onnxscript import ir
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from app.integrity import GRAPH, MANIFEST, SUM, sum_line
 from app.manifest import (
     Check,
     File,
@@ -37,11 +39,13 @@ from app.manifest import (
 from export import verify
 from export.checkpoint import WEIGHTS, Checkpoint, ExportError, load_module
 from export.explain import attention_outputs, explained
+from export.graph_checks import inlined
+from export.sign import sign
 from export.trace import signature, trace, with_functions
 from export.weights import refer_to
 from models.config import Config, ForecasterConfig, input_shape, to_dict
 
-GRAPH, EXPLAIN, MANIFEST = "model.onnx", "explain.onnx", "manifest.json"
+EXPLAIN = "explain.onnx"
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,10 @@ class Request:
     metrics: dict[str, Any] = field(default_factory=dict)
     explain: bool | None = None
     """Add explain.onnx, with every block's mode attentions as outputs on request."""
+    inline: bool = False
+    """Write the functions' bodies in their nodes' place, for runtimes that know no model-local functions."""
+    sign: Path | None = None
+    """PEM file of the private key that signs the manifest."""
     force: bool = False
     """Replace the version if it exists."""
 
@@ -170,13 +178,14 @@ def export_bundle(
         raise ExportError(str(error)) from error
     with _staged(target) as folder:
         (folder / WEIGHTS).write_bytes(checkpoint.weights)
-        parity, checks = _write_graph(model, folder / GRAPH, module, (sig.inputs, sig.outputs), request.tolerance)
+        prove = partial(_write_graph, module=module, request=request)
+        parity, checks = prove(model, folder / GRAPH, (sig.inputs, sig.outputs))
         further = None
         if on_request:
             with explained(module):
                 model = trace(module, config, request.opset, [spec.name for spec in on_request])
                 every = sig.inputs, (*sig.outputs, *on_request)
-                further, more = _write_graph(model, folder / EXPLAIN, module, every, request.tolerance)
+                further, more = prove(model, folder / EXPLAIN, every)
                 checks += more
         manifest = _manifest(checkpoint, request, described, on_request, (parity, further), folder)
         manifest = manifest.model_copy(update={"checks": tuple(checks)})
@@ -184,21 +193,24 @@ def export_bundle(
         if evaluate is not None:
             manifest = manifest.model_copy(update={"metrics": evaluate(folder)})
             _write(manifest, folder)
+        if request.sign is not None:
+            sign(folder, request.sign)
     return target, manifest
 
 
 def _write_graph(
     model: ir.Model,
     path: Path,
-    module: nn.Module,
     signature: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
-    tolerance: float,
+    module: nn.Module,
+    request: Request,
 ) -> tuple[Parity, list[Check]]:
     """Save a graph of these inputs and outputs beside the weights it refers to, and prove it."""
     refer_to(model, path.with_name(WEIGHTS))
-    onnx.save(with_functions(model), path)
-    parity = verify.measure(path, module, signature[0][0], tolerance)
-    return parity, verify.prove_graph(path, *signature, tolerance)
+    proto = with_functions(model)
+    onnx.save(inlined(proto) if request.inline else proto, path)
+    parity = verify.measure(path, module, signature[0][0], request.tolerance)
+    return parity, verify.prove_graph(path, *signature, request.tolerance)
 
 
 def _manifest(
@@ -241,7 +253,9 @@ def _first(*values: Any) -> str:
 
 
 def _write(manifest: Manifest, folder: Path) -> None:
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    content = (manifest.model_dump_json(indent=2) + "\n").encode()
+    (folder / MANIFEST).write_bytes(content)
+    (folder / SUM).write_text(sum_line(content), encoding="ascii")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The commands `kronserve export` and `kronserve inspect`."""
+"""The command `kronserve export`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,6 @@ examples:
   kronserve export runs/hot-etth1 --name hot-etth1 --version 1
   kronserve export my-checkpoint --name adrenal --version 3 --labels normal,hyperplasia --repository /srv/models
   kronserve export model_repository/hot-etth1/1 --name hot-etth1 --version 2     (a bundle, exported anew)
-"""
-
-_INSPECT_EXAMPLES = """\
-examples:
-  kronserve inspect model_repository/hot-etth1/1
-  kronserve inspect model_repository/hot-adrenal/1 --json
 """
 
 
@@ -75,6 +69,14 @@ def _export_parser() -> argparse.ArgumentParser:
         help="add the attention matrices of every block and mode as outputs on request (attention.BLOCK.MODE); "
         "default: as in the bundle exported before",
     )
+    parser.add_argument(
+        "--sign", type=Path, metavar="KEY", help="PEM file of an Ed25519 private key: sign the manifest"
+    )
+    parser.add_argument(
+        "--inline",
+        action="store_true",
+        help="write the graph without functions, for runtimes that need one; no kernel library can take its nodes then",
+    )
     parser.add_argument("--force", action="store_true", help="replace the version if it exists")
     return parser
 
@@ -100,14 +102,14 @@ def export(argv: list[str]) -> int:
         from export.checkpoint import ExportError, read_checkpoint
         from export.report import proof
     except ModuleNotFoundError as error:
-        return _missing("export", error)
+        return missing("export", error)
     evaluate = None
     if options.evaluate is not None:
         try:
             from train.datasets.folder import DatasetError
             from train.evaluate import BundleError, evaluate_bundle
         except ModuleNotFoundError as error:
-            return _missing("train", error)
+            return missing("train", error)
 
         def evaluate(folder: Path) -> dict[str, Any]:
             try:
@@ -129,6 +131,8 @@ def export(argv: list[str]) -> int:
         intended_use=options.intended_use,
         metrics=metrics,
         explain=options.explain,
+        inline=options.inline,
+        sign=options.sign,
         force=options.force,
     )
     try:
@@ -139,7 +143,7 @@ def export(argv: list[str]) -> int:
             )
         folder, manifest = export_bundle(checkpoint, request, evaluate)
     except ExportError as error:
-        return _fail(f"kronserve export: {error}")
+        return fail(f"kronserve export: {error}")
     size = sum(file.size for file in manifest.files.values())
     report = proof(manifest)
     if options.report is not None:
@@ -149,35 +153,14 @@ def export(argv: list[str]) -> int:
     return 0
 
 
-def inspect(argv: list[str]) -> int:
-    """Show what a bundle is: task, signature, graph, provenance, parity, metrics."""
-    parser = argparse.ArgumentParser(
-        prog="kronserve inspect",
-        description="Show what a bundle is: task, signature, graph, provenance, parity, metrics.",
-        epilog=_INSPECT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder NAME/VERSION with manifest.json")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(argv)
-    try:
-        from export.inspection import BundleError, describe, render
-    except ModuleNotFoundError as error:
-        return _missing("export", error)
-    try:
-        description = describe(options.bundle)
-    except BundleError as error:
-        return _fail(f"kronserve inspect: {error}")
-    sys.stdout.write((json.dumps(description, indent=2) if options.json else render(description)) + "\n")
-    return 0
-
-
-def _fail(message: str) -> int:
+def fail(message: str) -> int:
+    """Say what went wrong; the exit status."""
     sys.stderr.write(message + "\n")
     return 1
 
 
-def _missing(extra: str, error: ModuleNotFoundError) -> int:
+def missing(extra: str, error: ModuleNotFoundError) -> int:
+    """Name the extra to install; the exit status."""
     if (error.name or "").split(".")[0] in ("app", "export", "models", "train"):
         raise error  # a fault of this installation, which no extra repairs
-    return _fail(f"kronserve: the module {error.name} is missing; install kronserve[{extra}]")
+    return fail(f"kronserve: the module {error.name} is missing; install kronserve[{extra}]")

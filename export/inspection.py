@@ -12,6 +12,8 @@ from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from app.manifest import Manifest, Parity
+from export.cost import cost_of_one_row
+from export.graph_checks import GraphError
 
 
 class BundleError(Exception):
@@ -19,13 +21,20 @@ class BundleError(Exception):
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """The manifest, and under `graph` the operators, functions, parameters and inline constants of model.onnx."""
+    """The manifest, and under `graph` the operators, functions, parameters and inline constants of model.onnx.
+
+    Under `cost`: what a run on one row takes. BundleError: not a readable bundle.
+    """
     try:
         manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
         graph = onnx.load(folder / "model.onnx", load_external_data=False)
     except OSError as error:
         raise BundleError(f"{error.filename}: {error.strerror}") from error
     except (ValidationError, DecodeError) as error:
+        raise BundleError(f"{folder}: {error}") from error
+    try:
+        of_one_row = cost_of_one_row(folder, manifest).as_dict()
+    except GraphError as error:
         raise BundleError(f"{folder}: {error}") from error
     external = [tensor for tensor in graph.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     inline = [tensor for tensor in graph.graph.initializer if tensor.data_location != onnx.TensorProto.EXTERNAL]
@@ -42,6 +51,7 @@ def describe(folder: Path) -> dict[str, Any]:
             "parameters": sum(math.prod(tensor.dims) for tensor in external),
             "inline_constants_bytes": sum(len(tensor.raw_data) for tensor in inline),
         },
+        "cost": of_one_row,
     }
 
 
@@ -58,7 +68,6 @@ def _tensor(spec: dict[str, Any]) -> str:
 def render(description: dict[str, Any]) -> str:
     """The description as lines for a terminal."""
     graph, provenance, parity = description["graph"], description["provenance"], description["parity"]
-    worst = max(parity["cases"], key=lambda case: case["relative"])
     operators = ", ".join(f"{name} {count}" for name, count in graph["operators"].items())
     functions = ", ".join(f"{name} ({nodes} nodes)" for name, nodes in graph["functions"].items())
     rows = [
@@ -70,6 +79,7 @@ def render(description: dict[str, Any]) -> str:
         ("config", _pairs(provenance["config"])),
         ("parameters", f"{graph['parameters']:,}"),
         ("graph", f"{graph['nodes']} nodes, opset {provenance['opset']}, IR {graph['ir_version']}"),
+        ("cost", _cost(description["cost"])),
         ("operators", operators),
         ("functions", functions),
         ("inline", f"{graph['inline_constants_bytes']:,} bytes of folded constants"),
@@ -77,12 +87,9 @@ def render(description: dict[str, Any]) -> str:
         ("trained on", provenance["training"].get("dataset", "")),
         ("created", provenance["created"]),
         ("versions", _pairs(provenance["versions"])),
-        (
-            "parity",
-            f"worst relative error {worst['relative']:.2e} of {parity['tolerance']:g} allowed, {worst['inputs']} "
-            f"inputs of shape {worst['shape']}, {len(parity['cases'])} shapes",
-        ),
-        ("on request", _explain_parity(description["explain_parity"])),
+        ("checks", ", ".join(f"{check['name']}" for check in description["checks"] if check["passed"])),
+        ("parity", _parity(description["parity"])),
+        ("on request", _parity(description["explain_parity"])),
         ("from float64", ", ".join(f"{side} {distance:.2e}" for side, distance in parity["rounding"].items())),
         ("metrics", _pairs(description["metrics"])),
         ("data licence", description["data_licence"]),
@@ -91,13 +98,21 @@ def render(description: dict[str, Any]) -> str:
     return "\n".join(f"{label:<14}{text}" for label, text in rows if text)
 
 
-def _explain_parity(parity: dict[str, Any] | None) -> str:
+def _parity(parity: dict[str, Any] | None) -> str:
     if parity is None:
         return ""
     worst = Parity.model_validate(parity).worst
     return (
-        f"worst relative error {worst.relative:.2e} of {worst.allowed or parity['tolerance']:.2g} allowed, "
-        f"{worst.output} for {worst.inputs} inputs of shape {list(worst.shape)}"
+        f"worst relative error {worst.error:.2e} of {worst.allowed or parity['tolerance']:.2g} allowed, "
+        f"{worst.output + ' for ' if worst.output else ''}{worst.inputs} inputs of shape {list(worst.shape)}, "
+        f"{len(parity['cases'])} comparisons"
+    )
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    return (
+        f"{cost['flops'] / 1e6:,.1f} MFLOP for an input of {cost['shape']}; {cost['weights_bytes'] / 1e6:,.2f} MB of "
+        f"weights, at most {cost['activations_bytes'] / 1e6:,.2f} MB of activations"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -11,10 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from app.manifest import Check, Parity, ParityCase, TensorSpec
+from app.manifest import Answer, Check, Parity, ParityCase, TensorSpec
 from export.checkpoint import ExportError
 from export.graph_checks import GraphError, check_graph, distance, open_session
-from export.inputs import cases
+from export.inputs import Case, cases, shapes
+
+ANSWERS = 8
+"""Values of PyTorch's output in float64 that the manifest keeps for each kind of inputs."""
 
 ROUNDINGS = 4
 """What an output on request may differ by, in distances of PyTorch's own float32 from float64."""
@@ -54,6 +58,17 @@ def _results(module: nn.Module, x: NDArray[np.floating]) -> list[NDArray[np.floa
     return [result.numpy() for result in (results if isinstance(results, tuple) else (results,))]
 
 
+def _answer(case: Case, truth: NDArray[np.floating]) -> Answer:
+    places = np.linspace(0, truth.size - 1, ANSWERS).astype(int)
+    return Answer(
+        inputs=case.kind,
+        shape=case.input.shape,
+        input_crc32=zlib.crc32(case.input.tobytes()),
+        scale=float(np.abs(truth).max()),
+        values=tuple(map(float, truth.ravel()[places])),
+    )
+
+
 def measure(path: Path, module: nn.Module, spec: TensorSpec, tolerance: float) -> Parity:
     """Compare ONNX Runtime on the CPU with the module in float32 and in float64 on every input of the grid.
 
@@ -66,6 +81,7 @@ def measure(path: Path, module: nn.Module, spec: TensorSpec, tolerance: float) -
     measured: list[list[ParityCase]] = []
     rounding = {"pytorch": 0.0, "onnxruntime": 0.0}
     own: dict[str, float] = {}
+    answers, first = list[Answer](), next(shape for shape in shapes(spec) if shape[0] > 1)
     for case in cases(spec):
         references, truths = _results(module, case.input), _results(exact, case.input.astype(np.float64))
         computed, of_case = session.run(outputs, {name: case.input}), []
@@ -85,13 +101,15 @@ def measure(path: Path, module: nn.Module, spec: TensorSpec, tolerance: float) -
             rounding = {side: max(rounding[side], found) for side, found in distances.items()}
             own[case.kind] = max(own.get(case.kind, 0.0), distances["pytorch"])
         measured.append(of_case)
+        if case.input.shape == first:
+            answers.append(_answer(case, truths[0]))
     worst = []
     for of_case in measured:
         allowed = ROUNDINGS * own[of_case[0].inputs]
         if tolerance * ROUNDINGS < allowed < float("inf"):
             of_case[1:] = [found.model_copy(update={"allowed": allowed}) for found in of_case[1:]]
         worst.append(Parity(tolerance=tolerance, cases=tuple(of_case)).worst)
-    parity = Parity(tolerance=tolerance, cases=tuple(worst), rounding=rounding)
+    parity = Parity(tolerance=tolerance, cases=tuple(worst), rounding=rounding, answers=tuple(answers))
     if not parity.worst.error <= (parity.worst.allowed or tolerance):
         raise ParityError(parity)
     return parity

@@ -19,9 +19,9 @@ from app.engine import bundle_folders
 from app.engine.bundle_folders import Fingerprint
 from app.engine.device import Device
 from app.engine.runtime import Model
-from app.engine.sessions import BrokenBundle
 from app.engine.version_policy import VersionPolicy
 from app.errors import LoadFailed, Unavailable, UnknownModel
+from app.integrity import BrokenBundle
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)

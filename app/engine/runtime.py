@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,20 +11,18 @@ from typing import ClassVar, cast
 
 import numpy as np
 import onnxruntime as ort
-from pydantic import ValidationError
 
 from app.engine.datatypes import DATATYPES, NUMPY_TYPES
 from app.engine.device import Device
 from app.engine.plan import CPU_SIZES, GPU_SIZES, Plan, keep, measure, recall
 from app.engine.probe import rows_are_independent, working_size
-from app.engine.sessions import EXPLAIN, GRAPH, BrokenBundle, Sessions, first_line
+from app.engine.sessions import EXPLAIN, Sessions, first_line
 from app.errors import DeviceFailed, InferenceFailed
+from app.integrity import GRAPH, MANIFEST, BrokenBundle, read_manifest
 from app.manifest import Forecasting, Manifest, TensorSpec
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
 
 _DEVICE_FAILURES = (
     "illegal memory access",
@@ -52,7 +49,7 @@ class Model:
         """Load, check, plan and warm up the bundle in `folder` (NAME/VERSION). Raises BrokenBundle."""
         self.name, self.version = folder.parent.name, folder.name
         self.device = device
-        self.manifest = _read_manifest(folder)
+        self.manifest = read_manifest(folder, settings.trusted_keys)
         self._sessions = Sessions(folder, device, settings)
         session = self._sessions.narrow
         self.providers: tuple[str, ...] = tuple(session.get_providers())
@@ -210,35 +207,6 @@ def _compare(graph: str, kind: str, specs: Iterable[TensorSpec], declared: Itera
     said = [(spec.name, spec.datatype, spec.shape) for spec in declared]
     if found != said:
         raise BrokenBundle(f"{MANIFEST} lists the {kind}s as {said}, but {graph} has {found}")
-
-
-def _read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest, with every listed file checked; None when there is only a model.onnx."""
-    path = folder / MANIFEST
-    if not (folder / GRAPH).is_file():
-        raise BrokenBundle(f"{GRAPH} is missing")
-    if not path.is_file():
-        return None
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BrokenBundle(f"{MANIFEST} is not valid: {where}: {first['msg']}") from error
-    if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
-        raise BrokenBundle(
-            f"{MANIFEST} says {manifest.name}/{manifest.version}, the folder is {folder.parent.name}/{folder.name}"
-        )
-    for name, expected in manifest.files.items():
-        file = folder / name
-        if Path(name).name != name or not file.is_file():
-            raise BrokenBundle(f"{name} is missing")
-        if file.stat().st_size != expected.size:
-            raise BrokenBundle(f"{name} has {file.stat().st_size} bytes instead of {expected.size}")
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected.sha256:
-                raise BrokenBundle(f"{name} does not have the SHA-256 that {MANIFEST} lists")
-    return manifest
 
 
 def _run_padded(

@@ -20,16 +20,12 @@ import onnxruntime as ort
 
 from app.engine import compiled
 from app.engine.device import Device
-from app.errors import KronserveError
+from app.integrity import GRAPH, BrokenBundle
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-GRAPH, EXPLAIN = "model.onnx", "explain.onnx"
-
-
-class BrokenBundle(KronserveError):
-    """A version that cannot be loaded; the message says why."""
+EXPLAIN = "explain.onnx"
 
 
 class Sessions:

@@ -16,9 +16,10 @@ import pytest
 from app.engine import compiled
 from app.engine.device import Device
 from app.engine.runtime import Model
-from app.engine.sessions import BrokenBundle
+from app.integrity import BrokenBundle
 from app.settings import Settings
 from tests.explained import reference, sample, write_explained
+from tests.manifests import rewrite_manifest
 
 CPU = Device("cpu", "test", 2, (("CPUExecutionProvider", {}),))
 PADDING = Device("cuda", "a GPU's way of batching, on the CPU provider", 2, (("CPUExecutionProvider", {}),))
@@ -79,9 +80,8 @@ def test_what_is_not_asked_for_is_not_computed(bundle: Path, settings: Settings,
 
     plain = Path(shutil.copytree(bundle, tmp_path / "forecaster" / "1", ignore=shutil.ignore_patterns("explain.onnx")))
     manifest = json.loads((plain / "manifest.json").read_text())
-    manifest["outputs"] = manifest["outputs"][:1]
     del manifest["files"]["explain.onnx"]
-    (plain / "manifest.json").write_text(json.dumps(manifest))
+    rewrite_manifest(plain, outputs=manifest["outputs"][:1], files=manifest["files"])
     series, ran = {"series": sample("forecaster", 1)}, []
     for folder in (plain, bundle):
         model = Model(folder, CPU, settings)
@@ -98,8 +98,8 @@ def test_what_is_not_asked_for_is_not_computed(bundle: Path, settings: Settings,
 
 def test_a_graph_that_does_not_give_what_the_manifest_says_is_refused(bundle: Path, settings: Settings, tmp_path: Path):
     folder = Path(shutil.copytree(bundle, tmp_path / "forecaster" / "1"))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["outputs"][-1]["name"] = "attention.9.9"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    outputs = json.loads((folder / "manifest.json").read_text())["outputs"]
+    outputs[-1]["name"] = "attention.9.9"
+    rewrite_manifest(folder, outputs=outputs)
     with pytest.raises(BrokenBundle, match=r"lists the outputs as .*explain\.onnx has"):
         Model(folder, CPU, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -16,10 +15,11 @@ from app.engine import compiled
 from app.engine.device import Device
 from app.engine.repository import NotServing, Repository
 from app.engine.runtime import Model
-from app.engine.sessions import BrokenBundle
 from app.errors import InferenceFailed, Unavailable, UnknownModel
+from app.integrity import SUM, BrokenBundle, sum_line
 from app.settings import Settings
 from tests.engine.fakes import Line
+from tests.manifests import rewrite_manifest
 
 CPU = Device("cpu", "test", 2, (("CPUExecutionProvider", {}),))
 PADDING = Device("cuda", "a GPU's way of batching, on the CPU provider", 2, (("CPUExecutionProvider", {}),))
@@ -41,11 +41,6 @@ def reference(bundle: Path, series: np.ndarray) -> np.ndarray:
         return np.zeros((0, series.shape[1], 720), np.float32)
     session = ort.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
     return session.run(["forecast"], {"series": series})[0]
-
-
-def edit_manifest(bundle: Path, **changes: Any) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
 @pytest.mark.parametrize("device", [CPU, PADDING], ids=["cpu", "padded buckets"])
@@ -110,7 +105,7 @@ def test_unwritable_cache_costs_time_not_service(bundle: Path, tmp_path: Path):
 
 
 def test_setting_and_manifest_override_the_plan(bundle: Path, settings: Settings):
-    edit_manifest(bundle, serving={"max_batch": 3})
+    rewrite_manifest(bundle, serving={"max_batch": 3})
     assert (Model(bundle, CPU, settings).plan.batch_limit, Model(bundle, CPU, settings).plan.source) == (3, "set")
     assert Model(bundle, CPU, settings.model_copy(update={"max_batch": 5})).plan.batch_limit == 5
 
@@ -137,19 +132,20 @@ def damage(bundle: Path, kind: str) -> None:
             weights.write_bytes(data)
         case "manifest is not JSON":
             (bundle / "manifest.json").write_text("{")
+            (bundle / SUM).write_text(sum_line(b"{"))
         case "manifest of another version":
-            edit_manifest(bundle, version="2")
+            rewrite_manifest(bundle, version="2")
         case "unknown key":
-            edit_manifest(bundle, surprise=1)
+            rewrite_manifest(bundle, surprise=1)
         case "lie about the shape":
             lie = {"name": "series", "datatype": "FP32", "shape": [-1, -1, 48], "axes": []}
-            edit_manifest(bundle, inputs=[lie])
+            rewrite_manifest(bundle, inputs=[lie])
         case "a path outside":
-            edit_manifest(bundle, files={"model.onnx": hash_of(graph), "../secret": hash_of(graph)})
+            rewrite_manifest(bundle, files={"model.onnx": hash_of(graph), "../secret": hash_of(graph)})
             shutil.copy(graph, bundle.parent / "secret")
         case "rubbish instead of a graph, hash and all":
             graph.write_bytes(os.urandom(1000))
-            edit_manifest(bundle, files={"model.onnx": hash_of(graph), "weights.safetensors": hash_of(weights)})
+            rewrite_manifest(bundle, files={"model.onnx": hash_of(graph), "weights.safetensors": hash_of(weights)})
 
 
 def hash_of(file: Path) -> dict[str, Any]:
@@ -180,7 +176,7 @@ def test_broken_bundle_says_why_and_the_rest_serves(
     with pytest.raises(BrokenBundle, match=reason):
         Model(bundle, CPU, settings)
     shutil.copytree(repository / "hot-etth1" / "1", tmp_path / "other" / "1")
-    edit_manifest(tmp_path / "other" / "1", name="other")
+    rewrite_manifest(tmp_path / "other" / "1", name="other")
     models = Repository(settings.model_copy(update={"repository": tmp_path}), CPU, Line())
     models.load_all()
     assert models.get("other").name == "other"
@@ -192,7 +188,7 @@ def test_broken_bundle_says_why_and_the_rest_serves(
 def test_highest_version_that_serves_is_the_default(bundle: Path, settings: Settings, tmp_path: Path):
     for version in ("2", "10"):
         shutil.copytree(bundle, bundle.parent / version)
-        edit_manifest(bundle.parent / version, version=version)
+        rewrite_manifest(bundle.parent / version, version=version)
     (bundle.parent / "10" / "weights.safetensors").unlink()
     models = Repository(settings.model_copy(update={"repository": tmp_path}), CPU, Line())
     models.load_all()

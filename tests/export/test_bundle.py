@@ -32,6 +32,7 @@ def test_manifest_describes_the_bundle(exported: Exported) -> None:
     assert manifest == exported.manifest
     assert sorted(path.name for path in exported.folder.iterdir()) == [
         "manifest.json",
+        "manifest.json.sha256",
         "model.onnx",
         "weights.safetensors",
     ]

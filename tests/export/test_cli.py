@@ -1,9 +1,10 @@
-"""`kronserve export` and `kronserve inspect` as processes."""
+"""`kronserve export`, `kronserve inspect` and `kronserve verify` as processes."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def _run(command: str, *arguments: str | Path, block: str = "") -> subprocess.CompletedProcess[str]:
     """`kronserve COMMAND ...` in a fresh interpreter; `block` names a module that cannot be imported there."""
+    module = "cli" if command == "export" else "bundle_cli"
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({block.split()!r})); "
-        f"from export.cli import {command}; sys.exit({command}(sys.argv[1:]))"
+        f"from export.{module} import {command}; sys.exit({command}(sys.argv[1:]))"
     )
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
@@ -77,7 +79,7 @@ def test_faults_are_one_line_without_a_traceback(tmp_path: Path) -> None:
     assert done.stderr == f"kronserve inspect: {tmp_path / 'manifest.json'}: No such file or directory\n"
 
 
-@pytest.mark.parametrize("command", ["export", "inspect"])
+@pytest.mark.parametrize("command", ["export", "inspect", "verify"])
 def test_help_has_examples(command: str) -> None:
     done = _run(command, "--help", block="torch onnx")
     assert done.returncode == 0
@@ -105,3 +107,23 @@ def test_inspect_tells_what_the_bundle_is_without_torch(exports: Callable[[str],
     assert f"{parameters:,}" in done.stdout
     assert "volume FP32 [batch, channel 1, depth 8, height 12, width 16]" in done.stdout
     assert "logits FP32 [batch, class 3]" in done.stdout
+    assert f"{described['cost']['flops'] / 1e6:,.1f} MFLOP" in done.stdout
+    assert "reference evaluator" in done.stdout
+
+
+def test_verify_needs_no_torch_and_exits_by_what_it_finds(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    bundle = exports("classifier-product").folder
+    done = _run("verify", bundle, block="torch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
+    assert "6 recorded in float64" in done.stdout
+    broken = tmp_path / bundle.parent.name / bundle.name
+    shutil.copytree(bundle, broken)
+    weights = bytearray((broken / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (broken / "weights.safetensors").write_bytes(weights)
+    done = _run("verify", broken, "--json", block="torch")
+    assert done.returncode == 1
+    (check,) = json.loads(done.stdout)
+    assert (check["name"], check["passed"]) == ("files", False)
+    assert "SHA-256" in check["detail"]

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from tests.manifests import rewrite_manifest
 from tests.service.process import Server, serving
 from tests.tiny_models import write_offset_model
 
@@ -77,8 +78,7 @@ def mixed_repository(repository: Path, tmp_path_factory: pytest.TempPathFactory)
     write_offset_model(root / "offset" / "1", 1)
     broken = root / "broken" / "1"
     shutil.copytree(repository / "hot-etth1" / "1", broken)
-    manifest = (broken / "manifest.json").read_text().replace('"hot-etth1"', '"broken"', 1)
-    (broken / "manifest.json").write_text(manifest)
+    rewrite_manifest(broken, name="broken")
     weights = bytearray((broken / "weights.safetensors").read_bytes())
     weights[-100] ^= 1
     (broken / "weights.safetensors").write_bytes(weights)

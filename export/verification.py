@@ -1,0 +1,125 @@
+"""What `kronserve verify` checks of a finished bundle, wherever it came from. Needs no torch."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from app.integrity import MANIFEST, SIGNATURE, SUM, BrokenBundle, read_manifest
+from app.manifest import Check, Manifest, TensorSpec
+from export.graph_checks import GraphError, check_graph, open_session
+from export.inputs import cases, shapes
+
+
+def verify_bundle(folder: Path, trusted: Path | None = None) -> list[Check]:
+    """Every check of the bundle in `folder` (NAME/VERSION); one that fails hides only those that need what it found.
+
+    trusted: PEM file of public keys, one of which must have signed the manifest.
+    """
+    try:
+        manifest = read_manifest(folder.resolve(), trusted)
+    except BrokenBundle as error:
+        return [Check(name="files", passed=False, detail=str(error))]
+    if manifest is None:
+        return [Check(name="files", passed=False, detail=f"{MANIFEST} is missing")]
+    checks = [
+        Check(name="files", detail="sizes and SHA-256 as listed" + ("; signed by a trusted key" if trusted else "")),
+        _nothing_else(folder, manifest),
+        _recorded(manifest),
+    ]
+    ordinary = tuple(spec for spec in manifest.outputs if not spec.on_request)
+    graphs = {"model.onnx": ordinary} | ({"explain.onnx": manifest.outputs} if "explain.onnx" in manifest.files else {})
+    for name, outputs in graphs.items():
+        try:
+            found = [
+                _external_data(folder / name, manifest),
+                *check_graph(folder / name, manifest.inputs, outputs, manifest.parity.tolerance),
+                _every_shape(open_session(folder / name), outputs, manifest.inputs[0]),
+            ]
+        except GraphError as error:
+            found = [Check(name="loads", passed=False, detail=str(error))]
+        checks += [check.model_copy(update={"name": f"{name}: {check.name}"}) for check in found]
+        if any(not check.passed for check in found):
+            return checks
+    return [*checks, _answers(folder, manifest)]
+
+
+def _nothing_else(folder: Path, manifest: Manifest) -> Check:
+    known = {MANIFEST, SUM, SIGNATURE, *manifest.files}
+    others = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    others = [name for name in others if name not in known]
+    detail = f"not in the manifest: {', '.join(others)}" if others else "none beside those listed"
+    return Check(name="other files", passed=not others, detail=detail)
+
+
+def _recorded(manifest: Manifest) -> Check:
+    """What the exporter wrote down of its own proof."""
+    failed = [check.name for check in manifest.checks if not check.passed]
+    failed += [
+        f"parity: {parity.worst.error:.2e} above {parity.tolerance:g}"
+        for parity in (manifest.parity, manifest.explain_parity)
+        if parity is not None and not parity.worst.error <= (parity.worst.allowed or parity.tolerance)
+    ]
+    count = len(manifest.checks) + len(manifest.parity.cases)
+    return Check(
+        name="export's proof",
+        passed=not failed,
+        detail="; ".join(failed) or f"{count} checks and comparisons, all passed",
+    )
+
+
+def _external_data(path: Path, manifest: Manifest) -> Check:
+    """Every weight lies in a listed file, so its bytes have been checked."""
+    model = onnx.load(path, load_external_data=False)
+    places = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location" and tensor.data_location == onnx.TensorProto.EXTERNAL
+    }
+    unknown = sorted(places - manifest.files.keys())
+    detail = f"in files the manifest does not list: {', '.join(unknown)}" if unknown else ", ".join(sorted(places))
+    return Check(name="weights", passed=not unknown, detail=detail or "inside the graph")
+
+
+def _every_shape(session: ort.InferenceSession, outputs: tuple[TensorSpec, ...], spec: TensorSpec) -> Check:
+    """Finite outputs of the declared shape on every input of the grid."""
+    name = "shapes and extremes"
+    for case in cases(spec):
+        where = f"{case.kind} inputs of shape {list(case.input.shape)}"
+        try:
+            results = session.run(None, {spec.name: case.input})
+        except Exception as error:  # its exceptions share no base of their own
+            return Check(name=name, passed=False, detail=f"{where}: {' '.join(str(error).split())}")
+        for output, result in zip(outputs, results, strict=True):
+            fits = len(result.shape) == len(output.shape) and len(result) == len(case.input)
+            fits = fits and all(size in (-1, got) for size, got in zip(output.shape, result.shape, strict=True))
+            if not (fits and np.isfinite(result).all()):
+                return Check(
+                    name=name, passed=False, detail=f"{where}: {output.name} is {list(result.shape)} or not finite"
+                )
+    return Check(name=name, detail=f"{len(shapes(spec))} input shapes, finite and of the declared shape")
+
+
+def _answers(folder: Path, manifest: Manifest) -> Check:
+    """PyTorch's answers in float64, recorded at the export, against ONNX Runtime here."""
+    name, parity, spec = "PyTorch's answers", manifest.parity, manifest.inputs[0]
+    if not parity.answers:
+        return Check(name=name, detail="none recorded")
+    session, worst = open_session(folder / "model.onnx"), 0.0
+    for answer in parity.answers:
+        case = next(case for case in cases(spec, [answer.shape]) if case.kind == answer.inputs)
+        if zlib.crc32(case.input.tobytes()) != answer.input_crc32:
+            return Check(name=name, detail="not compared: this NumPy draws other numbers than the export's")
+        output = session.run([manifest.outputs[0].name], {spec.name: case.input})[0].ravel()
+        values = output[np.linspace(0, output.size - 1, len(answer.values)).astype(int)]
+        worst = max(worst, float(np.abs(values - np.array(answer.values)).max()) / (answer.scale or 1.0))
+    return Check(
+        name=name,
+        passed=worst <= parity.tolerance,
+        detail=f"{len(parity.answers)} recorded in float64; ONNX Runtime {ort.__version__} differs by {worst:.2e}",
+    )
