@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -41,9 +41,18 @@ from export.checkpoint import WEIGHTS, Checkpoint, ExportError, load_module
 from export.explain import attention_outputs, explained
 from export.graph_checks import inlined
 from export.sign import sign
-from export.trace import signature, trace, with_functions
+from export.signature import (
+    Description,
+    OwnModule,
+    class_count,
+    forecasts,
+    lookback_and_horizon,
+    sample_shape,
+    signature,
+)
+from export.trace import trace, with_functions
 from export.weights import refer_to
-from models.config import Config, ForecasterConfig, input_shape, to_dict
+from models.config import to_dict
 
 EXPLAIN = "explain.onnx"
 
@@ -84,11 +93,12 @@ def task(checkpoint: Checkpoint, request: Request) -> Task:
             base = TypeAdapter[Task](Task).validate_python(checkpoint.training["task"])
         except ValidationError as error:
             raise ExportError(f"training.json: task is not one a manifest can hold: {error}") from error
-    elif isinstance(config, ForecasterConfig):
-        base = Forecasting(lookback=config.lookback, horizon=config.horizon)
+    elif forecasts(config):
+        lookback, horizon = lookback_and_horizon(config)
+        base = Forecasting(lookback=lookback, horizon=horizon)
     else:
-        labels = request.labels or tuple(f"class {index}" for index in range(config.classes))
-        base = _classification(labels, input_shape(config))
+        labels = request.labels or tuple(f"class {index}" for index in range(class_count(config)))
+        base = _classification(labels, sample_shape(config))
     if isinstance(base, Forecasting):
         if request.labels:
             raise ExportError("labels belong to classifiers; this is a forecaster")
@@ -113,23 +123,24 @@ def _classification(labels: tuple[str, ...], shape: tuple[int, ...]) -> Task:
     return VolumeClassification(labels=labels, preprocessing=(Resize(shape=shape[1:]),))
 
 
-def _check_task(base: Task, config: Config) -> None:
-    if isinstance(base, Forecasting) is not isinstance(config, ForecasterConfig):
+def _check_task(base: Task, config: Description) -> None:
+    if isinstance(base, Forecasting) is not forecasts(config):
         raise ExportError(f"the task {base.kind!r} does not fit a model of kind {config.kind!r}")
-    if isinstance(base, Forecasting) and isinstance(config, ForecasterConfig):
-        if (base.lookback, base.horizon) != (config.lookback, config.horizon):
+    if isinstance(base, Forecasting):
+        lookback, horizon = lookback_and_horizon(config)
+        if (base.lookback, base.horizon) != (lookback, horizon):
             raise ExportError(
                 f"the task's lookback and horizon {base.lookback}, {base.horizon} are not the config's "
-                f"{config.lookback}, {config.horizon}"
+                f"{lookback}, {horizon}"
             )
-    elif not isinstance(base, Forecasting) and not isinstance(config, ForecasterConfig):
-        if len(base.labels) != config.classes:
-            raise ExportError(f"{len(base.labels)} labels ({', '.join(base.labels)}) for {config.classes} classes")
-        if isinstance(base, VolumeClassification):
-            shape = input_shape(config)[1:]
-            sizes = [step.shape for step in base.preprocessing if isinstance(step, Resize)]
-            if not sizes or sizes[-1] != shape:
-                raise ExportError(f"the task's preprocessing does not end in a resize to the config's {shape}")
+        return
+    if len(base.labels) != class_count(config):
+        raise ExportError(f"{len(base.labels)} labels ({', '.join(base.labels)}) for {class_count(config)} classes")
+    if isinstance(base, VolumeClassification):
+        shape = sample_shape(config)[1:]
+        sizes = [step.shape for step in base.preprocessing if isinstance(step, Resize)]
+        if not sizes or sizes[-1] != shape:
+            raise ExportError(f"the task's preprocessing does not end in a resize to the config's {shape}")
 
 
 def versions() -> dict[str, str]:
@@ -173,7 +184,7 @@ def export_bundle(
         explain = before is not None and before.outputs[-1].on_request
     try:
         on_request = attention_outputs(config) if explain else ()
-        model = trace(module, config, request.opset)
+        model = trace(module, sig, request.opset)
     except ValueError as error:
         raise ExportError(str(error)) from error
     with _staged(target) as folder:
@@ -183,7 +194,7 @@ def export_bundle(
         further = None
         if on_request:
             with explained(module):
-                model = trace(module, config, request.opset, [spec.name for spec in on_request])
+                model = trace(module, sig, request.opset, [spec.name for spec in on_request])
                 every = sig.inputs, (*sig.outputs, *on_request)
                 further, more = prove(model, folder / EXPLAIN, every)
                 checks += more
@@ -232,7 +243,7 @@ def _manifest(
         inputs=sig.inputs,
         outputs=(*sig.outputs, *on_request),
         provenance=Provenance(
-            config=json.loads(json.dumps(to_dict(checkpoint.config))),
+            config=_config(checkpoint.config),
             weights_sha256=files[WEIGHTS].sha256,
             training=training,
             versions=versions(),
@@ -246,6 +257,13 @@ def _manifest(
         intended_use=_first(request.intended_use, before and before.intended_use, recipe.get("intended_use")),
         files=files,
     )
+
+
+def _config(description: Description) -> dict[str, Any]:
+    if isinstance(description, OwnModule):
+        return {"kind": description.kind, **json.loads(json.dumps(asdict(description)))}
+    values: dict[str, Any] = json.loads(json.dumps(to_dict(description)))
+    return values
 
 
 def _first(*values: Any) -> str:

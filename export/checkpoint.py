@@ -14,7 +14,8 @@ from safetensors.torch import load
 from torch import nn
 
 from app.manifest import Manifest
-from models.config import Config, build, from_dict
+from export.signature import Description, OwnModule
+from models.config import build, from_dict
 
 WEIGHTS = "weights.safetensors"
 
@@ -27,7 +28,7 @@ class ExportError(Exception):
 class Checkpoint:
     """config.json, weights.safetensors and, when trained here, training.json; a bundle has the same in its manifest."""
 
-    config: Config
+    config: Description
     path: Path
     """Of the weights, for messages."""
     weights: bytes
@@ -35,6 +36,8 @@ class Checkpoint:
     training: dict[str, Any]
     manifest: Manifest | None
     """The bundle's, when the export starts from one."""
+    built: nn.Module | None = None
+    """The user's own network; else `config` says how to build it."""
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -49,12 +52,15 @@ def _json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint or bundle in `folder`. ExportError names the missing or malformed file and key."""
+def read_checkpoint(folder: Path, weights: bytes | None = None) -> Checkpoint:
+    """The checkpoint or bundle in `folder`, with its own weights or those given, a safetensors file.
+
+    ExportError names the missing or malformed file and key.
+    """
     if not folder.is_dir():
         raise ExportError(f"{folder}: no such folder")
     path = folder / WEIGHTS
-    if not path.is_file():
+    if weights is None and not path.is_file():
         raise ExportError(f"{path}: no such file")
     manifest = None
     if (folder / "config.json").is_file():
@@ -66,10 +72,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         except ValidationError as error:
             raise ExportError(f"{folder / 'manifest.json'} is not a manifest: {error}") from error
         values, training = manifest.provenance.config, manifest.provenance.training
+        if values.get("kind") == OwnModule.kind:
+            raise ExportError(f"{folder} was made from a network of one's own; export it with --module and --weights")
     else:
         raise ExportError(f"{folder} has neither config.json (a checkpoint) nor manifest.json (a bundle)")
     try:
-        return Checkpoint(from_dict(values), path, path.read_bytes(), training, manifest)
+        return Checkpoint(from_dict(values), path, weights or path.read_bytes(), training, manifest)
     except (ValueError, TypeError) as error:
         raise ExportError(f"{folder}: {error}") from error
 
@@ -84,7 +92,11 @@ def load_module(checkpoint: Checkpoint) -> nn.Module:
         stored = load(checkpoint.weights)
     except (SafetensorError, ValueError) as error:
         raise ExportError(f"{checkpoint.path} is not a readable safetensors file: {error}") from error
-    module = build(checkpoint.config)
+    if checkpoint.built is not None:
+        module = checkpoint.built
+    else:
+        assert not isinstance(checkpoint.config, OwnModule)
+        module = build(checkpoint.config)
     wanted = module.state_dict()
     faults = [f"missing {name}" for name in wanted if name not in stored]
     faults += [f"unexpected {name}" for name in stored if name not in wanted]
@@ -97,6 +109,9 @@ def load_module(checkpoint: Checkpoint) -> nn.Module:
         elif have.is_floating_point() and not bool(torch.isfinite(have).all()):
             faults.append(f"{name} holds NaN or infinity")
     if faults:
-        raise ExportError(f"{checkpoint.path} does not fit its config: " + "; ".join(faults))
+        raise ExportError(
+            f"{checkpoint.path} does not fit its {'config' if checkpoint.built is None else 'module'}: "
+            + "; ".join(faults)
+        )
     module.load_state_dict(stored)
     return module.eval()

@@ -14,6 +14,7 @@ examples:
   kronserve export runs/hot-etth1 --name hot-etth1 --version 1
   kronserve export my-checkpoint --name adrenal --version 3 --labels normal,hyperplasia --repository /srv/models
   kronserve export model_repository/hot-etth1/1 --name hot-etth1 --version 2     (a bundle, exported anew)
+  kronserve export --module my_package.nets:build --weights best.pt --input-shape N,96 --name mine --version 1
 """
 
 
@@ -22,6 +23,18 @@ def _names(text: str) -> tuple[str, ...]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name")
     return names
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(-1 if part.strip() == "N" else int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if not 2 <= len(shape) <= 4 or any(size == 0 or size < -1 for size in shape) or -1 in shape[1:]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither N,LOOKBACK nor CHANNELS,SIDE,SIDE or CHANNELS,SIDE,SIDE,SIDE"
+        )
+    return shape
 
 
 def _tolerance(text: str) -> float:
@@ -39,7 +52,21 @@ def _export_parser() -> argparse.ArgumentParser:
         epilog=_EXPORT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of the checkpoint or bundle")
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="folder of the checkpoint or bundle"
+    )
+    parser.add_argument(
+        "--module", metavar="PACKAGE.MODULE:FUNCTION", help="instead of CHECKPOINT: what builds a network of your own"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help=".safetensors, .pt, .pth or .ckpt to read the weights from"
+    )
+    parser.add_argument(
+        "--input-shape",
+        type=_shape,
+        metavar="N,..",
+        help="one sample of --module's input: N,96 (any number of series of 96 steps) or 1,32,32,32 (a volume)",
+    )
     parser.add_argument("--name", required=True, help="the model's name in the repository")
     parser.add_argument("--version", required=True, help="a whole number from 1 on")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
@@ -95,12 +122,21 @@ def _read_metrics(path: Path | None) -> dict[str, Any]:
 
 def export(argv: list[str]) -> int:
     """Turn a PyTorch checkpoint into a verified ONNX bundle."""
-    options = _export_parser().parse_args(argv)
+    parser = _export_parser()
+    options = parser.parse_args(argv)
+    if (options.checkpoint is None) is (options.module is None):
+        parser.error("give either CHECKPOINT or --module")
+    if options.module is not None and options.weights is None:
+        parser.error("--module needs --weights")
+    if options.module is None and options.input_shape is not None:
+        parser.error("--input-shape belongs to --module")
     metrics = _read_metrics(options.metrics)
     try:
         from export.bundle import Request, export_bundle
         from export.checkpoint import ExportError, read_checkpoint
+        from export.own_module import read_own_module
         from export.report import proof
+        from export.weight_files import read_weights
     except ModuleNotFoundError as error:
         return missing("export", error)
     evaluate = None
@@ -136,7 +172,11 @@ def export(argv: list[str]) -> int:
         force=options.force,
     )
     try:
-        checkpoint = read_checkpoint(options.checkpoint)
+        if options.module is not None:
+            checkpoint = read_own_module(options.module, options.weights, options.input_shape)
+        else:
+            given = None if options.weights is None else read_weights(options.weights)
+            checkpoint = read_checkpoint(options.checkpoint, given)
         if checkpoint.training.get("finished") is False:
             sys.stderr.write(
                 "kronserve export: note: this training run has not finished; exporting its best epoch yet\n"

@@ -9,16 +9,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from app.manifest import TensorSpec
+from export.signature import Description, OwnModule
 from models.attention import HOTAttention
-from models.config import Config, ForecasterConfig, KANetConfig
+from models.config import ForecasterConfig, KANetConfig
 
 
-def attention_outputs(config: Config) -> tuple[TensorSpec, ...]:
+def attention_outputs(config: Description) -> tuple[TensorSpec, ...]:
     """Every block's mode attentions, in the order in which they are computed.
 
     `attention.BLOCK.MODE`, both counted from 0, is A_i (batch, head, Ni, Ni): row n says how position n of the mode
     attends to all of them. ValueError: the model has no mode attentions.
     """
+    if isinstance(config, OwnModule):
+        raise ValueError("--explain knows the attention of our own networks alone")
     if not config.attention.startswith("hot-") or isinstance(config, KANetConfig):
         raise ValueError(f"a {config.kind} with attention {config.attention!r} has no mode attentions to explain")
     if isinstance(config, ForecasterConfig):

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -15,58 +14,12 @@ from onnxscript import ir
 from onnxscript import opset20 as op
 from torch import nn
 
-from app.manifest import TensorSpec
 from export import ops
+from export.signature import Signature
 from export.simplify import rename_dimensions, simplify
-from models.config import Config, ForecasterConfig, input_shape
 
 OPSETS = range(20, 24)
 """Default-domain opsets this exporter can write."""
-
-
-@dataclass(frozen=True)
-class Signature:
-    """Names of the graph's one input and one output, and of their axes; a dynamic axis has size -1."""
-
-    input: str
-    input_axes: tuple[str, ...]
-    input_shape: tuple[int, ...]
-    output: str
-    output_axes: tuple[str, ...]
-    output_shape: tuple[int, ...]
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """As the manifest lists them."""
-        return (TensorSpec(name=self.input, datatype="FP32", shape=self.input_shape, axes=self.input_axes),)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """As the manifest lists them, without those on request."""
-        return (TensorSpec(name=self.output, datatype="FP32", shape=self.output_shape, axes=self.output_axes),)
-
-
-def signature(config: Config) -> Signature:
-    """What a model of this kind takes and gives."""
-    if isinstance(config, ForecasterConfig):
-        return Signature(
-            "series",
-            ("batch", "variate", "lookback"),
-            (-1, -1, config.lookback),
-            "forecast",
-            ("batch", "variate", "horizon"),
-            (-1, -1, config.horizon),
-        )
-    shape = input_shape(config)
-    spatial = ("depth", "height", "width")[-(len(shape) - 1) :]
-    return Signature(
-        "volume" if len(spatial) == 3 else "image",
-        ("batch", "channel", *spatial),
-        (-1, *shape),
-        "logits",
-        ("batch", "class"),
-        (-1, config.classes),
-    )
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
@@ -98,15 +51,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def trace(module: nn.Module, config: Config, opset: int = 20, further_outputs: Sequence[str] = ()) -> ir.Model:
+def trace(module: nn.Module, sig: Signature, opset: int = 20, further_outputs: Sequence[str] = ()) -> ir.Model:
     """The module's inference graph with its initializers named as in its state dict.
 
-    Axes of size -1 in `signature(config)` are dynamic. further_outputs: names of what the module gives beside its
+    Axes of size -1 in `sig` are dynamic. further_outputs: names of what the module gives beside its
     output. ValueError: an opset outside `OPSETS`.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset {opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}")
-    sig = signature(config)
     # Sizes 0 and 1 are specialised by torch.export; distinct ones above them keep the dynamic axes apart.
     sizes = [size if size > 0 else 3 + 2 * axis for axis, size in enumerate(sig.input_shape)]
     dynamic = {

@@ -1,0 +1,70 @@
+"""A user's own network, built by a function of theirs, as what an export starts from."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from export.checkpoint import Checkpoint, ExportError
+from export.signature import OwnModule
+from export.weight_files import read_weights
+from models.config import Config
+
+_SERIES, _VARIATES = 2, 3
+
+
+def read_own_module(factory: str, weights: Path, input_shape: tuple[int, ...] | None) -> Checkpoint:
+    """The network that `factory` ("package.module:function", called without arguments) builds, with these weights.
+
+    The working directory is importable. input_shape: of one sample, -1 where any size is taken; [-1, lookback] makes a
+    forecaster. A network with one of our configs as its attribute `config` needs none. ExportError says what is wrong.
+    """
+    module = _built(factory)
+    config = getattr(module, "config", None)
+    if isinstance(config, Config):
+        return Checkpoint(config, weights, read_weights(weights), {}, None, module)
+    if input_shape is None:
+        raise ExportError(f"--module {factory}: say what one sample is with --input-shape, as 'N,96' or '1,32,32,32'")
+    description = OwnModule(factory, input_shape, _output_shape(module, factory, input_shape))
+    return Checkpoint(description, weights, read_weights(weights), {}, None, module)
+
+
+def _built(factory: str) -> nn.Module:
+    package, _, function = factory.partition(":")
+    if not package or not function:
+        raise ExportError(f"--module {factory}: name it as package.module:function")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        make = getattr(importlib.import_module(package), function)
+        module = make()
+    except Exception as error:
+        raise ExportError(f"--module {factory}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(module, nn.Module):
+        raise ExportError(f"--module {factory} gave a {type(module).__name__}, not a torch.nn.Module")
+    return module.float().eval()
+
+
+def _output_shape(module: nn.Module, factory: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of one sample, from a run on two; dynamic axes three wide."""
+    sample = torch.zeros(2, *(3 if size < 0 else size for size in input_shape))
+    try:
+        with torch.no_grad():
+            output = module(sample)
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise ExportError(f"--module {factory} does not run on {list(sample.shape)}: {message}") from error
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
+    if len(input_shape) == _SERIES and len(shape) == _VARIATES and shape[:2] == tuple(sample.shape[:2]):
+        return shape[1:]
+    if len(input_shape) > _SERIES and len(shape) == _SERIES and shape[0] == len(sample):
+        return shape[1:]
+    wanted = "[2, variates, horizon]" if len(input_shape) == _SERIES else "[2, classes]"
+    raise ExportError(
+        f"--module {factory} gives {list(shape) or type(output).__name__} for {list(sample.shape)}, not {wanted}"
+    )

@@ -1,0 +1,67 @@
+"""Networks as a user writes them, from our blocks; `kronserve export --module tests.export.own_networks:NAME`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import HOTAttention
+from models.block import Block
+from models.config import ForecasterConfig
+from models.forecaster import Forecaster
+
+
+class Differences(nn.Module):
+    """(b, n, 12) -> (b, n, 5): tokens are single steps' differences, attention over [variates, time]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift = nn.Linear(1, 8)
+        self.block = Block(HOTAttention(8, 2, 2, "sum", (1,)), 8, 12, 0.1)
+        self.read = nn.Linear(11 * 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.block(self.lift(x.diff(dim=-1).unsqueeze(-1)))
+        result: Tensor = self.read(tokens.flatten(-2)) + x[..., -1:]
+        return result
+
+
+class Slices(nn.Module):
+    """(b, 2, 6, 4) -> (b, 3): an image of two channels, attention over its rows and columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift = nn.Conv2d(2, 8, 1)
+        self.block = Block(HOTAttention(8, 2, 2), 8, 12, 0.1)
+        self.norm = nn.BatchNorm1d(8)
+        self.read = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.block(self.lift(x).movedim(1, -1))
+        result: Tensor = self.read(self.norm(tokens.mean(dim=(1, 2))))
+        return result
+
+
+def differences() -> nn.Module:
+    return Differences()
+
+
+def slices() -> nn.Module:
+    return Slices()
+
+
+def configured() -> nn.Module:
+    """One of ours, which says by its config what it takes."""
+    return Forecaster(ForecasterConfig(lookback=12, horizon=5, dim=8, depth=1, heads=2, hidden=12))
+
+
+def text() -> str:
+    return "no module"
+
+
+def fails() -> nn.Module:
+    return nn.Linear(torch.zeros(1).item(), "x")  # type: ignore[arg-type]
+
+
+def pair() -> nn.Module:
+    return nn.LSTM(12, 3)

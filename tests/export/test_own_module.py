@@ -1,0 +1,239 @@
+"""A user's own network and weights in the formats that users have: the bundle answers as the network does."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from app.manifest import Forecasting, TensorClassification
+from export.bundle import Request, export_bundle
+from export.checkpoint import Checkpoint, ExportError, load_module, read_checkpoint
+from export.cli import export
+from export.own_module import read_own_module
+from export.weight_files import read_weights
+from models.config import ForecasterConfig, build, to_dict
+from tests.export import own_networks
+
+PLACE = "tests.export.own_networks"
+State = dict[str, Tensor]
+
+
+def _module(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(3)
+    module = make()
+    with torch.no_grad():
+        for value in (*module.parameters(), *module.buffers()):
+            if value.is_floating_point():
+                value.add_(torch.rand_like(value) * 0.2)
+    return module.eval()
+
+
+def _answer(bundle: Path, x: Tensor) -> np.ndarray:
+    session = ort.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+
+
+def _safetensors(state: State, path: Path) -> Path:
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    return path
+
+
+def _torch(content: object, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "batch"),
+    [(own_networks.differences, "N,12", (3, 4, 12)), (own_networks.slices, "2,6,4", (3, 2, 6, 4))],
+)
+def test_a_network_of_ones_own_is_exported_and_proven(
+    make: Callable[[], nn.Module], shape: str, batch: tuple[int, ...], tmp_path: Path
+) -> None:
+    module = _module(make)
+    weights = _torch(module.state_dict(), tmp_path / "best.pt")
+    options = ["--module", f"{PLACE}:{make.__name__}", "--weights", str(weights), "--input-shape", shape]
+    target = ["--name", "own", "--version", "1", "--repository", str(tmp_path / "r")]
+    assert export([*options, *target]) == 0
+    bundle = tmp_path / "r" / "own" / "1"
+    x = torch.randn(batch, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        np.testing.assert_allclose(_answer(bundle, x), module(x).numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ExportError, match="--module and --weights"):
+        read_checkpoint(bundle)
+
+
+def test_the_task_is_read_from_the_shapes(tmp_path: Path) -> None:
+    weights = _torch(own_networks.differences().state_dict(), tmp_path / "w.pt")
+    source = read_own_module(f"{PLACE}:differences", weights, (-1, 12))
+    manifest = export_bundle(source, Request("m", "1", tmp_path / "r"))[1]
+    assert manifest.task == Forecasting(lookback=12, horizon=5)
+    assert [spec.shape for spec in (*manifest.inputs, *manifest.outputs)] == [(-1, -1, 12), (-1, -1, 5)]
+    assert manifest.provenance.config["factory"] == f"{PLACE}:differences"
+    weights = _torch(own_networks.slices().state_dict(), tmp_path / "w.pt")
+    source = read_own_module(f"{PLACE}:slices", weights, (2, 6, 4))
+    manifest = export_bundle(source, Request("m", "2", tmp_path / "r"))[1]
+    assert manifest.task == TensorClassification(labels=("class 0", "class 1", "class 2"))
+    assert [spec.name for spec in manifest.inputs] == ["image"]
+
+
+def test_a_network_with_our_config_needs_no_shape(tmp_path: Path) -> None:
+    weights = _safetensors(own_networks.configured().state_dict(), tmp_path / "w.safetensors")
+    source = read_own_module(f"{PLACE}:configured", weights, None)
+    assert isinstance(source.config, ForecasterConfig)
+    assert load_module(source) is source.built
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "pth", "lightning", "parallel"])
+def test_every_format_gives_the_same_weights(form: str, tmp_path: Path) -> None:
+    state = _module(own_networks.differences).state_dict()
+    path = {
+        "safetensors": lambda: _safetensors(state, tmp_path / "w.safetensors"),
+        "pt": lambda: _torch(state, tmp_path / "w.pt"),
+        "pth": lambda: _torch({"model": state, "epoch": 3}, tmp_path / "w.pth"),
+        "lightning": lambda: _torch({"state_dict": state, "hyper_parameters": {"lr": 1e-3}}, tmp_path / "w.ckpt"),
+        "parallel": lambda: _torch({f"module.{name}": value for name, value in state.items()}, tmp_path / "w.pt"),
+    }[form]()
+    loaded = load_module(read_own_module(f"{PLACE}:differences", path, (-1, 12))).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    state = own_networks.differences().state_dict()
+    state["read.scale"] = state.pop("read.bias")
+    state["lift.weight"] = torch.zeros(8, 2)
+    source = read_own_module(f"{PLACE}:differences", _torch(state, tmp_path / "w.pt"), (-1, 12))
+    with pytest.raises(ExportError) as failure:
+        load_module(source)
+    for part in ("does not fit its module", "missing read.bias", "unexpected read.scale", "(8, 2) instead of (8, 1)"):
+        assert part in str(failure.value)
+
+
+class _Spy:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('run')",)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    path.write_bytes(pickle.dumps({"weight": _Spy()}, protocol=2))
+    with pytest.raises(ExportError, match="nothing in it is run"):
+        read_weights(path)
+    with pytest.raises(ExportError, match="nothing in it is run"):
+        read_weights(_torch({"weight": _Spy()}, path))
+
+
+def test_what_is_no_weight_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(b"rubbish")
+    (tmp_path / "w.safetensors").write_bytes(b"rubbish")
+    faults = {
+        tmp_path / "w.onnx": "a file ending in",
+        tmp_path / "gone.pt": "No such file",
+        tmp_path / "w.safetensors": "not a readable safetensors file",
+        tmp_path / "w.pt": r"(not a readable PyTorch file|nothing in it is run)",
+        _torch({"epoch": 3}, tmp_path / "e.pt"): "holds no state dict",
+        _torch([torch.zeros(1)], tmp_path / "l.pt"): "holds no state dict",
+    }
+    for path, message in faults.items():
+        with pytest.raises(ExportError, match=message):
+            read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("differences", None, "say what one sample is with --input-shape"),
+        ("differences", (-1, 13), r"does not run on \[2, 3, 13\]"),
+        ("differences", (2, 6, 12), "does not run on"),
+        ("pair", (-1, 12), r"gives tuple .* not \[2, variates, horizon\]"),
+        ("text", (-1, 12), "gave a str, not a torch.nn.Module"),
+        ("fails", (-1, 12), "TypeError"),
+        ("nothing", (-1, 12), "AttributeError"),
+    ],
+)
+def test_a_factory_that_does_not_serve_is_said(
+    name: str, shape: tuple[int, ...] | None, message: str, tmp_path: Path
+) -> None:
+    weights = _torch(own_networks.differences().state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ExportError, match=message):
+        read_own_module(f"{PLACE}:{name}", weights, shape)
+    with pytest.raises(ExportError, match="ModuleNotFoundError"):
+        read_own_module(f"no.such.package:{name}", weights, shape)
+    with pytest.raises(ExportError, match=r"package\.module:function"):
+        read_own_module(PLACE, weights, shape)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give either CHECKPOINT or --module"),
+        (["folder", "--module", "a:b"], "give either CHECKPOINT or --module"),
+        (["--module", "a:b"], "--module needs --weights"),
+        (["folder", "--input-shape", "N,12"], "belongs to --module"),
+        (["--module", "a:b", "--weights", "w.pt", "--input-shape", "12"], "neither N,LOOKBACK"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        export([*options, "--name", "m", "--version", "1"])
+    assert message in capsys.readouterr().err
+
+
+# The names of the authors' forecaster with one block, as its constructor makes them.
+AUTHORS = {
+    "emb.0.weight": "embed.weight",
+    "emb.0.bias": "embed.bias",
+    "emb.2.weight": "embed_norm.weight",
+    "emb.2.bias": "embed_norm.bias",
+    "blocks.0.norm1.weight": "blocks.0.attention_norm.weight",
+    "blocks.0.norm1.bias": "blocks.0.attention_norm.bias",
+    "blocks.0.norm2.weight": "blocks.0.mlp_norm.weight",
+    "blocks.0.norm2.bias": "blocks.0.mlp_norm.bias",
+    "blocks.0.attention.query_proj.weight": "blocks.0.attention.query.weight",
+    "blocks.0.attention.query_proj.bias": "blocks.0.attention.query.bias",
+    "blocks.0.attention.key_proj.weight": "blocks.0.attention.key.weight",
+    "blocks.0.attention.key_proj.bias": "blocks.0.attention.key.bias",
+    "blocks.0.attention.value_proj.weight": "blocks.0.attention.value.weight",
+    "blocks.0.attention.value_proj.bias": "blocks.0.attention.value.bias",
+    "blocks.0.attention.out_proj.weight": "blocks.0.attention.out.weight",
+    "blocks.0.attention.out_proj.bias": "blocks.0.attention.out.bias",
+    "blocks.0.attention.q_norm.weight": "blocks.0.attention.query_norm.weight",
+    "blocks.0.attention.q_norm.bias": "blocks.0.attention.query_norm.bias",
+    "blocks.0.attention.k_norm.weight": "blocks.0.attention.key_norm.weight",
+    "blocks.0.attention.k_norm.bias": "blocks.0.attention.key_norm.bias",
+    "blocks.0.feedforward.w1.weight": "blocks.0.mlp.w1.weight",
+    "blocks.0.feedforward.w2.weight": "blocks.0.mlp.w2.weight",
+    "blocks.0.feedforward.w3.weight": "blocks.0.mlp.w3.weight",
+    "head.0.weight": "head_norm.weight",
+    "head.0.bias": "head_norm.bias",
+    "head.2.weight": "head.weight",
+    "head.2.bias": "head.bias",
+}
+
+
+def test_the_authors_names_are_translated(tmp_path: Path) -> None:
+    config = ForecasterConfig(lookback=12, horizon=5, dim=8, depth=1, heads=2, hidden=12)
+    module = _module(lambda: build(config))
+    state = module.state_dict()
+    assert set(AUTHORS.values()) == state.keys()
+    theirs = {name: state[own] for name, own in AUTHORS.items()}
+    theirs["blocks.0.attention.rotary_emb.inv_freq"] = torch.ones(2)  # computed here
+    path = _torch({"state_dict": theirs}, tmp_path / "hot.ckpt")
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(to_dict(config)))
+    source: Checkpoint = read_checkpoint(tmp_path / "checkpoint", read_weights(path))
+    loaded = load_module(source).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
