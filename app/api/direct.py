@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 
 import numpy as np
 
-from app.api import dataplane
+from app.api import dataplane, deadline
 from app.api.answers import CLIENT_LEFT, error_response, unexpected_response
 from app.api.oip import INFER_ROUTE, Answer, decode, infer_route, pack, pack_inline, submit
 from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, encode_response
@@ -43,7 +43,7 @@ class DirectInference:
         if route is None:
             return None
         size = -1
-        header_length = accept_encoding = None
+        header_length = accept_encoding = timeout = None
         for name, value in headers:
             if name == b"content-length":
                 if len(value) > LONGEST_LENGTH or not value.isdigit():
@@ -55,11 +55,13 @@ class DirectInference:
                 header_length = value
             elif name == b"accept-encoding":
                 accept_encoding = value
+            elif name == deadline.RAW_HEADER:
+                timeout = value
             elif name in NOT_PLAIN:
                 return None
         if not 0 <= size <= self._largest or not self._service.body_budget.take_at_once(size):
             return None
-        return _Inference(self, self._service, route, size, header_length, accept_encoding)
+        return _Inference(self, self._service, route, size, header_length, accept_encoding, timeout)
 
     def later(self, work: Coroutine[None, None, None]) -> None:
         """Run what must be awaited, and hold it until it ends."""
@@ -84,6 +86,7 @@ class _Inference:
         "_service",
         "_size",
         "_started",
+        "_timeout",
     )
     _exchange: DirectExchange
     _model: Model
@@ -98,9 +101,10 @@ class _Inference:
         size: int,
         header_length: bytes | None,
         accept_encoding: bytes | None,
+        timeout: bytes | None,
     ) -> None:
         self._handler, self._service, self._route, self._size = handler, service, route, size
-        self._header_length, self._accept_encoding = header_length, accept_encoding
+        self._header_length, self._accept_encoding, self._timeout = header_length, accept_encoding, timeout
         self._started = time.perf_counter()
         self._future: Future | None = None
 
@@ -112,7 +116,7 @@ class _Inference:
             self._model = model = service.repository.get(self._route["model"], self._route.get("version"))
             service.scheduler.check_room(model)
             self._request, self._inputs = decode(exchange.body, self._header_length, model)
-            self._future = submit(service, model, self._request, self._inputs)
+            self._future = submit(service, model, self._request, self._inputs, self._timeout)
         except Exception as error:
             self._fail(error)
         else:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
 from starlette.requests import Request
 
-from app.api.waiting import answer_or_disconnect
+from app.api.submission import run_all
 from app.engine.runtime import Model
 from app.manifest import Forecasting
 from app.readers.libraries import offload_with
@@ -51,19 +50,8 @@ async def _submit(
     (name,) = prepared[0].tensors
     rows = [one.tensors[name] for one in prepared]
     batches = [np.concatenate(rows)] if model.batched else rows
-    futures: list[asyncio.Future[dict[str, np.ndarray]]] = []
-    try:
-        for batch in batches:
-            futures.append(  # noqa: PERF401  (those submitted before a refusal must be known, to be withdrawn)
-                service.scheduler.submit(
-                    model, {name: batch}, model.ordinary_outputs[:1], timeout=service.settings.request_timeout
-                )
-            )
-        answers = await answer_or_disconnect(asyncio.gather(*futures), request.receive)
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
+    inputs = ({name: batch} for batch in batches)
+    answers = await run_all(service, request, model, inputs, model.ordinary_outputs[:1])
     if len(answers) == 1:
         return answers[0]
     return {output: np.concatenate([answer[output] for answer in answers]) for output in answers[0]}

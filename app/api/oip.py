@@ -14,7 +14,7 @@ from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api import dataplane
+from app.api import dataplane, deadline
 from app.api.answers import error_response, error_responses, unexpected_response
 from app.api.compression import Coding, accepted, compress
 from app.api.dataplane import OFFLOAD_CLASSES_BYTES
@@ -177,7 +177,7 @@ def _document_infer(app: FastAPI) -> None:
                 **error_responses(400, 404, 413, 415, 429, 500, 501, 503, 504),
             },
             openapi_extra={
-                "parameters": [_HEADER_LENGTH],
+                "parameters": [_HEADER_LENGTH, deadline.DOCUMENTED],
                 "requestBody": {
                     "required": True,
                     "content": {
@@ -260,7 +260,7 @@ async def _infer(
 ) -> Answer:
     settings = service.settings
     model = service.repository.get(parameters["model"], parameters.get("version"))
-    header_length = accept_encoding = None
+    header_length = accept_encoding = timeout_header = None
     for name, value in headers:
         if name == JSON_HEADER_LENGTH:
             if header_length is not None:
@@ -268,6 +268,8 @@ async def _infer(
             header_length = value
         elif name == b"accept-encoding":
             accept_encoding = value
+        elif name == deadline.RAW_HEADER:
+            timeout_header = value
     # Only tensors in binary are as large in memory as they are here.
     decoded_limit = settings.max_decoded_bytes
     if header_length is None and decoded_limit > MAX_JSON_BYTES:
@@ -275,7 +277,7 @@ async def _infer(
     body = await read_body(receive, headers, settings.max_body_bytes, decoded_limit, lease)
     service.scheduler.check_room(model)
     request, inputs = await offload(len(body), partial(decode, body, header_length, model))
-    future = submit(service, model, request, inputs)
+    future = submit(service, model, request, inputs, timeout_header)
     try:
         results = await answer_or_disconnect(future, receive)
     except InferenceFailed as error:
@@ -292,11 +294,16 @@ def decode(
 
 
 def submit(
-    service: Service, model: Model, request: InferRequest, inputs: dict[str, np.ndarray]
+    service: Service,
+    model: Model,
+    request: InferRequest,
+    inputs: dict[str, np.ndarray],
+    timeout_header: bytes | None,
 ) -> asyncio.Future[dict[str, np.ndarray]]:
-    """Queue a decoded request, as `dataplane.submit` does."""
+    """Queue a decoded request, as `dataplane.submit` does, with the shorter of its two time limits."""
     outputs = [output.name for output in request.outputs]
-    return dataplane.submit(service, model, inputs, outputs, timeout=request.timeout, priority=request.priority)
+    timeout = deadline.earliest(request.timeout, deadline.seconds(timeout_header))
+    return dataplane.submit(service, model, inputs, outputs, timeout=timeout, priority=request.priority)
 
 
 def pack_inline(request: InferRequest, results: dict[str, np.ndarray]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from app.api.deadline import DOCUMENTED
 from app.engine.runtime import Model
 from app.errors import UnusableInput
 from app.manifest import Forecasting, VolumeClassification
@@ -27,9 +28,9 @@ def task_router(
 ) -> APIRouter:
     """POST routes to `endpoint`, which reads the version from the request's path parameters; None there is any."""
     router = APIRouter(tags=["Tasks"])
-    for path, title, extra in (
-        (f"/v1/models/{{model}}/{task}", summary, {}),
-        (f"/v1/models/{{model}}/versions/{{version}}/{task}", f"{summary} with one version", {"parameters": [VERSION]}),
+    for path, title, parameters in (
+        (f"/v1/models/{{model}}/{task}", summary, [DOCUMENTED]),
+        (f"/v1/models/{{model}}/versions/{{version}}/{task}", f"{summary} with one version", [VERSION, DOCUMENTED]),
     ):
         router.add_api_route(
             path,
@@ -38,7 +39,7 @@ def task_router(
             summary=title,
             responses=dict(responses),
             response_class=Response,
-            openapi_extra={**openapi_extra, **extra},
+            openapi_extra={**openapi_extra, "parameters": parameters},
         )
     return router
 

@@ -66,6 +66,7 @@ CALLS = {
     "unknown output": Call("add", json_of(outputs=[{"name": "product"}]), 400),
     "wrong length": Call("hot-etth1", HEAD + SERIES.tobytes(), 400, {LENGTH: "1"}),
     "bad length": Call("hot-etth1", HEAD + SERIES.tobytes(), 400, {LENGTH: "many"}),
+    "bad time limit": Call("add", json_of(), 400, {"X-Request-Timeout": "soon"}),
     "unknown coding": Call("add", json_of(), 415, {"Content-Encoding": "br"}),
 }
 

@@ -250,14 +250,28 @@ def test_unknown_content_encoding_is_415(server: Server):
     assert answer.status_code == 415
 
 
-def test_deadline_that_passes_in_the_queue_is_504(client, server: Server):
+HEADER = {"X-Request-Timeout": "0.0001"}
+SUM = b'{"inputs":[%s]}' % b",".join(
+    b'{"name":"%s","shape":[1,3],"datatype":"INT32","data":[1,2,3]}' % name for name in (b"a", b"b")
+)
+HISTORY = json.dumps({"target": [list(range(96))]}).encode()
+HURRIED: dict[str, tuple[str, dict[str, Any]]] = {
+    "parameter": ("/v2/models/add/infer", {"content": SUM[:-1] + b',"parameters":{"timeout":100}}'}),
+    "header": ("/v2/models/add/infer", {"content": SUM, "headers": HEADER}),
+    "header, in chunks": ("/v2/models/add/infer", {"content": [SUM], "headers": HEADER}),
+    "header, forecast": ("/v1/models/hot-etth1/forecast", {"content": HISTORY, "headers": HEADER}),
+}
+
+
+@pytest.mark.parametrize(("path", "hurried"), HURRIED.values(), ids=HURRIED)
+def test_deadline_that_passes_in_the_queue_is_504(client, server: Server, path: str, hurried: dict[str, Any]):
     """While large batches hold the executors, a request that may wait 0.1 ms is told so; one without a limit is not."""
     large = triton_input("series", np.zeros((64, 21, 96), np.float32), "FP32")
-    hurried = {"inputs": [tensor(), OTHER], "parameters": {"timeout": 100}}
+    hurried = {**hurried, "headers": {"Content-Type": "application/json", **hurried.get("headers", {})}}
     for _ in range(20):
         holding = [client.async_infer("hot-etth1", [large]) for _ in range(4)]
-        statuses = {httpx.post(f"{server.url}/v2/models/add/infer", json=hurried).status_code for _ in range(10)}
-        patient = httpx.post(f"{server.url}/v2/models/add/infer", json={"inputs": [tensor(), OTHER]})
+        statuses = {httpx.post(f"{server.url}{path}", timeout=60, **hurried).status_code for _ in range(10)}
+        patient = httpx.post(f"{server.url}/v2/models/add/infer", content=SUM, timeout=60)
         assert patient.status_code == 200
         assert statuses <= {200, 504}
         for handle in holding:

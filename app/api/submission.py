@@ -1,0 +1,38 @@
+"""One HTTP request's work in the queue, when it is several requests there: all are answered, or none is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from starlette.requests import Request
+
+from app.api import dataplane, deadline
+from app.api.waiting import answer_or_disconnect
+from app.engine.runtime import Model
+from app.service import Service
+
+
+async def run_all(
+    service: Service,
+    request: Request,
+    model: Model,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    outputs: Sequence[str],
+) -> list[dict[str, np.ndarray]]:
+    """The named outputs of each of the batches, which the scheduler may run together or apart.
+
+    When one is refused or fails, or the client leaves, the others are withdrawn. Raises what `dataplane.submit` and
+    its futures do, and ClientDisconnect.
+    """
+    timeout = deadline.seconds(request.headers.get(deadline.HEADER))
+    futures: list[asyncio.Future[dict[str, np.ndarray]]] = []
+    try:
+        for inputs in batches:
+            futures.append(dataplane.submit(service, model, inputs, outputs, timeout=timeout))  # noqa: PERF401
+        return await answer_or_disconnect(asyncio.gather(*futures), request.receive)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
