@@ -36,6 +36,12 @@ class Settings(BaseSettings):
         100 * MIB, gt=0, description="Largest gRPC message; past it RESOURCE_EXHAUSTED."
     )
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto: CUDA when a GPU is usable, else CPU.")
+    gpu_memory_bytes: int = Field(
+        0, ge=0, description="Most GPU memory of one model's arena, bytes; 0: as much as there is."
+    )
+    cuda_graphs: bool = Field(
+        False, description="Replay each batch size as a CUDA graph, where a model's nodes all run on the GPU."
+    )
     executors: int = Field(0, ge=0, description="Threads that run batches; 0: one per CPU core, 2 per GPU.")
     max_batch: int = Field(0, ge=0, description="Rows per batch; 0: measured at load for each model.")
     cache_dir: Path = Field(

@@ -70,10 +70,12 @@ def choose(settings: Settings) -> Device:
     if settings.device == "cuda" and not count:
         raise ValueError(f"device is set to cuda, but {reason}")
     if count and settings.device != "cpu":
-        cuda = (
-            "CUDAExecutionProvider",
-            {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"},
-        )
+        options = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+        if settings.gpu_memory_bytes:
+            options["gpu_mem_limit"] = str(settings.gpu_memory_bytes)
+        if settings.cuda_graphs:
+            options["enable_cuda_graph"] = "1"
+        cuda = ("CUDAExecutionProvider", options)
         return Device("cuda", reason, settings.executors or 2, (cuda, ("CPUExecutionProvider", {})))
     reason = "set by device=cpu" if settings.device == "cpu" else reason
     return Device("cpu", reason, settings.executors or settings.cpu_cores(), (("CPUExecutionProvider", {}),))

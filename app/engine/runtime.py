@@ -12,6 +12,7 @@ from typing import ClassVar, cast
 import numpy as np
 import onnxruntime as ort
 
+from app.engine.buckets import Buckets, blank_rows
 from app.engine.datatypes import DATATYPES, NUMPY_TYPES
 from app.engine.device import Device
 from app.engine.plan import CPU_SIZES, GPU_SIZES, Plan, keep, measure, recall
@@ -52,6 +53,9 @@ class Model:
         self.manifest = read_manifest(folder, settings.trusted_keys)
         self._sessions = Sessions(folder, device, settings)
         session = self._sessions.narrow
+        self._buckets = (
+            Buckets(session, GPU_SIZES[-1], graphs=self._sessions.cuda_graphs) if device.kind == "cuda" else None
+        )
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
@@ -86,8 +90,12 @@ class Model:
         """
         try:
             session = self._session(outputs, alone=alone)
-            if self.batched and (self.device.kind == "cuda" or len(next(iter(inputs.values()))) == 0):
-                results = _run_padded(session, inputs, outputs, self.batch_limit)
+            if self._buckets is not None and session is self._sessions.narrow:
+                buckets = self._buckets
+                results = (buckets.run if self.batched else buckets.run_unpadded)(inputs, outputs)
+            elif self.batched and len(next(iter(inputs.values()))) == 0:  # graphs that reshape cannot divide nothing
+                row = {name: blank_rows(tensor, 1) for name, tensor in inputs.items()}
+                results = [tensor[:0] for tensor in session.run(list(outputs), row)]
             else:
                 # A row wider than a whole batch grows the arena to its size: the run gives that back when it ends.
                 options = _shrinking() if _elements(inputs) > self.batch_elements else None
@@ -116,9 +124,11 @@ class Model:
             task = self.manifest.task
             self._free_axis = max(1, len(task.variates)) if isinstance(task, Forecasting) else 1
             return all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
-        session, names = self._sessions.narrow, [spec.name for spec in self.outputs]
+        session, names, buckets = self._sessions.narrow, [spec.name for spec in self.outputs], self._buckets
 
         def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            if buckets is not None:
+                return buckets.run_unpadded(inputs, names)
             return cast("list[np.ndarray]", session.run(names, inputs))
 
         self.batched = False
@@ -144,10 +154,17 @@ class Model:
             return remembered
         cpu, cores = self.device.kind == "cpu", settings.cpu_cores()
         narrow, examples = self._sessions.narrow, {n: self._example(n) for n in (CPU_SIZES if cpu else GPU_SIZES)}
-        names = list(self.ordinary_outputs)
+        names, buckets = list(self.ordinary_outputs), self._buckets
+
+        def run(rows: int) -> object:
+            if buckets is None:
+                return narrow.run(names, examples[rows])
+            buckets.prepare(examples[rows], names)
+            return buckets.run(examples[rows], names)
+
         wide = self._sessions.wide(cores) if cpu and cores > 1 and self._sessions.shared else None
         plan = measure(
-            lambda rows: narrow.run(names, examples[rows]),
+            run,
             None if wide is None else lambda rows: wide.run(names, examples[rows]),
             sizes=tuple(examples),
             executors=self.device.executors,
@@ -164,10 +181,15 @@ class Model:
         """Run every batch size that will come, so that no request pays for a first use; seconds per input element."""
         if self._free_axis is None:
             return 0.0
-        sizes = sorted({*(size for size in GPU_SIZES if size < self.batch_limit), self.batch_limit})
+        sizes: Sequence[int] = sorted({1, self.batch_limit})
+        if self._buckets is not None and self.batched:
+            self._buckets.limit_to(self.batch_limit)
+            sizes = self._buckets.sizes
         seconds = 0.0
         for rows in sizes:
             inputs = self._example(rows)
+            if self._buckets is not None and self.batched:
+                self._buckets.prepare(inputs, self.ordinary_outputs)
             self.run(inputs, self.ordinary_outputs, alone=True)
             started = time.perf_counter()
             self.run(inputs, self.ordinary_outputs, alone=False)
@@ -209,20 +231,6 @@ def _compare(graph: str, kind: str, specs: Iterable[TensorSpec], declared: Itera
         raise BrokenBundle(f"{MANIFEST} lists the {kind}s as {said}, but {graph} has {found}")
 
 
-def _run_padded(
-    session: ort.InferenceSession, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], limit: int
-) -> list[np.ndarray]:
-    """Run with the batch padded to the next power of two, so that the device meets few shapes, all of them warm.
-
-    An empty batch is padded to one row, since graphs that reshape cannot divide nothing among unknown axes.
-    """
-    rows = len(next(iter(inputs.values())))
-    bucket = min(1 << max(0, rows - 1).bit_length(), limit)
-    missing = max(0, bucket - rows)
-    padded = {name: _append_rows(tensor, missing) if missing else tensor for name, tensor in inputs.items()}
-    return [tensor[:rows] for tensor in session.run(list(outputs), padded)]
-
-
 def _elements(inputs: Mapping[str, np.ndarray]) -> int:
     return sum(tensor.size for tensor in inputs.values())
 
@@ -231,11 +239,6 @@ def _shrinking() -> ort.RunOptions:
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
-
-
-def _append_rows(tensor: np.ndarray, count: int) -> np.ndarray:
-    blank = "" if tensor.dtype == object else 0
-    return np.concatenate([tensor, np.full((count, *tensor.shape[1:]), blank, tensor.dtype)])
 
 
 def _spec(node: ort.NodeArg) -> TensorSpec:

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 EXPLAIN = "explain.onnx"
 
+CUDA_GRAPHS = "enable_cuda_graph"
+"""The CUDA provider's option; graphs whose nodes do not all run on the GPU are refused with it."""
+
 
 class Sessions:
     """Opens what a model needs; `shared` tells whether a second session would share the first one's weights."""
@@ -35,6 +38,8 @@ class Sessions:
         """Open the narrow session of the model in `folder`. Raises BrokenBundle when ONNX Runtime refuses it."""
         self._graph, self._explain_graph, self._device, self.shared = folder / GRAPH, folder / EXPLAIN, device, False
         self._compiled: Path | None = None
+        self.cuda_graphs = any(CUDA_GRAPHS in options for _, options in device.providers)
+        """Whether the narrow session captures CUDA graphs."""
         self._explaining: ort.InferenceSession | None = None
         self._wide: dict[int, ort.InferenceSession] = {}
         self._lock = threading.Lock()
@@ -91,10 +96,16 @@ class Sessions:
         options = compiled.session_options(threads)
         if self.shared:  # optimised already
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        providers = self._device.providers
+        providers = [(name, dict(settings)) for name, settings in self._device.providers]
+        if graph is not None or not self.cuda_graphs:
+            providers = [(name, {k: v for k, v in given.items() if k != CUDA_GRAPHS}) for name, given in providers]
         try:
-            session = ort.InferenceSession(str(graph or self._graph), options, providers=list(providers))
+            session = ort.InferenceSession(str(graph or self._graph), options, providers=providers)
         except Exception as error:
+            if graph is None and self.cuda_graphs:
+                logger.warning("%s runs without CUDA graphs: %s", self._graph, first_line(str(error)))
+                self.cuda_graphs = False
+                return self._open(threads)
             name = EXPLAIN if graph else GRAPH
             raise BrokenBundle(f"ONNX Runtime cannot load {name}: {first_line(str(error))}") from error
         if session.get_providers()[0] != providers[0][0]:

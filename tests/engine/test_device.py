@@ -41,3 +41,12 @@ def test_gpu_when_its_libraries_load(with_gpu: None, monkeypatch: pytest.MonkeyP
     chosen = device.choose(Settings(device="auto"))
     assert (chosen.kind, chosen.executors) == ("cuda", 2)
     assert [name for name, _ in chosen.providers] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_gpu_options_are_the_settings(with_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    """Names of ONNX Runtime's CUDA provider options; "1" and "0" are its booleans."""
+    monkeypatch.setattr(device, "_provider_fault", lambda: None)
+    (_, options), _ = device.choose(Settings(device="cuda")).providers
+    assert options == {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+    (_, options), _ = device.choose(Settings(device="cuda", gpu_memory_bytes=1 << 30, cuda_graphs=True)).providers
+    assert (options["gpu_mem_limit"], options["enable_cuda_graph"]) == ("1073741824", "1")

@@ -54,22 +54,6 @@ def test_run_equals_the_plain_graph(bundle: Path, settings: Settings, device: De
     np.testing.assert_allclose(forecast, reference(bundle, series), rtol=1e-5, atol=1e-5)
 
 
-def test_padded_batches_have_few_shapes(bundle: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    model = Model(bundle, PADDING, settings.model_copy(update={"max_batch": 12}))
-    seen = set()
-    session = model._sessions.narrow
-
-    class Watching:
-        def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-            seen.add(len(inputs["series"]))
-            return session.run(names, inputs)
-
-    monkeypatch.setattr(model._sessions, "narrow", Watching())
-    for rows in range(1, 13):
-        model.run({"series": np.zeros((rows, 2, 96), np.float32)}, ["forecast"], alone=False)
-    assert seen == {1, 2, 4, 8, 12}
-
-
 def test_lone_request_on_all_cores_gives_the_same(bundle: Path, settings: Settings):
     model = Model(bundle, CPU, settings)
     object.__setattr__(model.plan, "threads_alone", 2)
