@@ -56,22 +56,87 @@ class Reorient(Part):
     axcodes: Literal["RAS"] = "RAS"
 
 
+class Resample(Part):
+    """Resample to voxels of `spacing` mm, the first voxel staying where it is; `nearest` for masks."""
+
+    op: Literal["resample"] = "resample"
+    spacing: tuple[float, float, float]
+    method: Literal["linear", "nearest"] = "linear"
+
+    @model_validator(mode="after")
+    def _is_a_size(self) -> Resample:
+        if not all(size > 0 for size in self.spacing):
+            raise ValueError("spacing must be positive")
+        return self
+
+
+class Clip(Part):
+    """Bring voxels below `low` and above `high` to these; values, or percentiles (0 to 100) of the volume."""
+
+    op: Literal["clip"] = "clip"
+    low: float
+    high: float
+    of: Literal["values", "percentiles"] = "values"
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Clip:
+        if not self.low < self.high:
+            raise ValueError("low must be below high")
+        if self.of == "percentiles" and not (self.low >= 0 and self.high <= 100):
+            raise ValueError("percentiles are 0 to 100")
+        return self
+
+
+class Normalise(Part):
+    """`minmax`: to 0..1 over the volume's own range; `standard`: to mean 0 and standard deviation 1, by its own or by
+    the `mean` and `deviation` given."""
+
+    op: Literal["normalise"] = "normalise"
+    method: Literal["minmax", "standard"] = "standard"
+    mean: float | None = None
+    deviation: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Normalise:
+        given = (self.mean is not None, self.deviation is not None)
+        if given[0] is not given[1] or (given[0] and self.method == "minmax"):
+            raise ValueError("mean and deviation go together, with the method standard")
+        return self
+
+
 class Binarise(Part):
-    """Mask input: 1 where the voxel is above the threshold, else 0."""
+    """Mask input: 1 above the threshold, else 0. `refuse`: a volume of more than two values is no mask."""
 
     op: Literal["binarise"] = "binarise"
     threshold: float = 0.0
+    intensities: Literal["binarise", "refuse"] = "binarise"
+
+
+class Crop(Part):
+    """Cut every axis that is longer down to `shape`, around the centre."""
+
+    op: Literal["crop"] = "crop"
+    shape: tuple[int, int, int]
+
+
+class Pad(Part):
+    """Bring every axis that is shorter up to `shape` with `value`, around the centre."""
+
+    op: Literal["pad"] = "pad"
+    shape: tuple[int, int, int]
+    value: float = 0.0
 
 
 class Resize(Part):
-    """Resample to a fixed grid; `area` averages the source voxels that each target voxel covers."""
+    """Bring to a fixed grid: `area` averages the source voxels that each target voxel covers; `linear` and `nearest`
+    sample at the centres of the target voxels."""
 
     op: Literal["resize"] = "resize"
     shape: tuple[int, int, int]
-    method: Literal["area"] = "area"
+    method: Literal["area", "linear", "nearest"] = "area"
 
 
-Step = Annotated[Reorient | Binarise | Resize, Field(discriminator="op")]
+Step = Annotated[Reorient | Resample | Clip | Normalise | Binarise | Crop | Pad | Resize, Field(discriminator="op")]
 """One step of a volume's preprocessing, applied in the order of the manifest."""
 
 
@@ -98,6 +163,10 @@ class VolumeClassification(Part):
     kind: Literal["volume-classification"] = "volume-classification"
     labels: tuple[str, ...] = Field(min_length=2)
     preprocessing: tuple[Step, ...] = ()
+    modalities: tuple[str, ...] = ()
+    """DICOM modalities (CT, MR, ..) that it takes; any if empty, and any file that names none."""
+    temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it: fitted on the validation split, so that probabilities are what they say."""
 
 
 class TensorClassification(Part):

@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from app.manifest import Forecasting, Manifest, VolumeClassification
 from app.readers.series import Series
+from app.readers.volume import Volume
 from app.tasks import classification, forecasting
+from app.tasks.preprocessing import preprocess
 from train.datasets.folder import data_folder
 from train.datasets.series import Split, load_series, lookback_windows
 from train.datasets.volumes import load_volumes
@@ -95,8 +97,9 @@ def _evaluate_volumes(
     images, targets = volumes.images[split], volumes.targets[split]
     probabilities = np.empty((len(images), len(task.labels)))
     for numbers in _steps(len(images), name, progress):
-        inputs = [classification.preprocess(images[i], task)[0] for i in numbers]
-        probabilities[numbers.start : numbers.stop] = classification.probabilities(run(np.stack(inputs)))
+        inputs = [preprocess(Volume(images[i], "npy"), task)[0] for i in numbers]
+        logits = run(np.stack(inputs))
+        probabilities[numbers.start : numbers.stop] = classification.probabilities(logits, task.temperature)
     return binary_scores(targets, probabilities)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import Request
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from app.api.answers import error_responses
@@ -15,17 +16,23 @@ from app.api.task_routes import require_task, task_router
 from app.api.uploads import Upload, read_uploads
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
-from app.errors import DeadlineExceeded, KronserveError, PayloadTooLarge
+from app.errors import DeadlineExceeded, InvalidRequest, KronserveError, PayloadTooLarge
 from app.manifest import VolumeClassification
-from app.readers.bounded import GZIP_MAGIC, MAX_EXPANSION
+from app.readers.bounded import GZIP_MAGIC, MAX_EXPANSION, ZIP_MAGIC
 from app.readers.libraries import offload_with
-from app.readers.volumes import ZIP_MAGIC, read_json_volume, read_volume
+from app.readers.volumes import NamedFile, grouped, read_group, read_json_volume
 from app.service import Service
-from app.tasks import classification
+from app.tasks import attention, classification
 
 JSON = "application/json"
 
-_BINARY = {"type": "string", "format": "binary", "description": ".npy, .npz, .nii or .nii.gz, told by the first bytes"}
+_BINARY = {
+    "type": "string",
+    "format": "binary",
+    "description": "NIfTI (.nii, .nii.gz, .hdr with .img), DICOM slices, NRRD, MetaImage, .npy, .npz, "
+    "or a zip of one volume; told by "
+    "the first bytes",
+}
 _NESTED: dict[str, Any] = {"type": "array", "items": {"type": "array", "items": {"type": "array"}}}
 _REQUEST_BODY: dict[str, Any] = {
     "required": True,
@@ -59,12 +66,16 @@ _PREDICTION = {
         "input": {
             "type": "object",
             "properties": {
-                "format": {"type": "string", "enum": ["nifti", "npy", "npz", "json"]},
+                "format": {"type": "string", "enum": ["nifti", "dicom", "nrrd", "metaimage", "npy", "npz", "json"]},
                 "shape": {"type": "array", "items": {"type": "integer"}},
                 "spacing": {"type": ["array", "null"], "items": {"type": "number"}, "description": "mm"},
             },
         },
         "preprocessing": {"type": "array", "items": {"type": "object"}},
+        "explanation": {
+            "type": "object",
+            "description": "with explain=attention: matrices by block and mode, and the attention each slice receives",
+        },
     },
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -104,34 +115,49 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def classify(request: Request, model: str) -> Response:
-    """Classify the volume in the body, or each `file` of a form. Research use only.
+MAX_VOLUMES = 64
+"""Volumes of one request."""
 
-    Any Content-Type other than JSON and forms is a file, told by its first bytes. The answer says how it was read and
-    what preprocessing was applied.
+Time = Annotated[int | None, Query(ge=0, description="Which volume of a file with four axes, from 0.")]
+Explain = Annotated[
+    Literal["attention"] | None, Query(description="Also answer what the model attended to; needs a bundle that can.")
+]
+
+
+async def classify(request: Request, model: str, t: Time = None, explain: Explain = None) -> Response:
+    """Classify the volume in the body, or those that the `file`s of a form make. Research use only.
+
+    Any Content-Type other than JSON and forms is a file, told by its first bytes. DICOM slices of a form make one
+    volume, as do the halves of a NIfTI pair; every other file is one. The answer says what was read and done.
     """
     service: Service = request.app.state.service
     loaded = service.repository.get(model, request.path_params.get("version"))
     spec = require_task(loaded, VolumeClassification, "does not classify volumes")
+    assert loaded.manifest is not None
+    names = loaded.ordinary_outputs[:1]
+    if explain is not None:
+        names += tuple(output.name for output in attention.attention_outputs(loaded.manifest))
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
-        prepared = await _prepare_all(service, loaded, spec, uploads)
-    predictions = await _run(service, request, loaded, prepared)
-    return Response(
-        orjson.dumps(
-            {
-                "model": loaded.name,
-                "version": loaded.version,
-                "predictions": predictions,
-                "notice": classification.NOTICE,
-            }
-        ),
-        media_type=JSON,
-    )
+        prepared = await _prepare_all(service, loaded, spec, uploads, t)
+    answers = await _run(service, request, loaded, prepared, names)
+    predictions = []
+    for volume, outputs in zip(prepared, answers, strict=True):
+        prediction = asdict(classification.finish(volume, {names[0]: outputs[names[0]]}))
+        if explain is not None:
+            prediction["explanation"] = attention.explanation(loaded.manifest, outputs)
+        predictions.append(prediction)
+    document = {
+        "model": loaded.name,
+        "version": loaded.version,
+        "predictions": predictions,
+        "notice": classification.NOTICE,
+    }
+    return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
 
 
 async def _prepare_all(
-    service: Service, model: Model, spec: VolumeClassification, uploads: list[Upload]
+    service: Service, model: Model, spec: VolumeClassification, uploads: list[Upload], time: int | None
 ) -> list[classification.Prepared]:
     """All volumes, before any is run: a bad file fails its request at no cost to the others' batches.
 
@@ -139,16 +165,21 @@ async def _prepare_all(
     """
     clock, limit = asyncio.get_running_loop().time, service.settings.max_decoded_bytes
     until, left = clock() + service.settings.request_timeout, limit
+    groups: Sequence[list[NamedFile] | Upload] = uploads
+    if uploads[0].media_type != JSON:
+        groups = grouped([NamedFile(upload.data, upload.filename) for upload in uploads])
+    if len(groups) > MAX_VOLUMES:
+        raise InvalidRequest(f"the form has {len(groups)} volumes; at most {MAX_VOLUMES} are classified together")
     prepared = []
-    for index, upload in enumerate(uploads):
+    for index, group in enumerate(groups):
         if clock() > until:
             raise DeadlineExceeded(
-                f"{index} of {len(uploads)} files were read within {service.settings.request_timeout:g} s"
+                f"{index} of {len(groups)} volumes were read within {service.settings.request_timeout:g} s"
             )
         try:
-            volume, size = await _prepare(service, upload, spec, model, left)
+            volume, size = await _prepare(service, group, spec, model, left, time)
         except KronserveError as error:
-            if len(uploads) > 1:
+            if len(groups) > 1:
                 error.field = error.field or f"file[{index}]"
             if isinstance(error, PayloadTooLarge) and left < limit:
                 error.message += f" (of {limit}, the files before it took {limit - left})"
@@ -159,42 +190,45 @@ async def _prepare_all(
 
 
 async def _prepare(
-    service: Service, upload: Upload, spec: VolumeClassification, model: Model, limit: int
+    service: Service,
+    files: list[NamedFile] | Upload,
+    spec: VolumeClassification,
+    model: Model,
+    limit: int,
+    time: int | None,
 ) -> tuple[classification.Prepared, int]:
     """One volume, and the bytes that its voxels took."""
 
     def decode() -> tuple[classification.Prepared, int]:
-        read = read_json_volume if upload.media_type == JSON else read_volume
-        volume = read(upload.data, limit)
+        volume = read_json_volume(files.data, limit) if isinstance(files, Upload) else read_group(files, limit, time)
         return classification.prepare(volume, spec, input_name=model.inputs[0].name), volume.data.nbytes
 
-    if not bytes(upload.data[:4]).startswith((GZIP_MAGIC, ZIP_MAGIC)):
-        return await offload_with("nibabel", len(upload.data), decode)
+    parts = [files.data] if isinstance(files, Upload) else [file.data for file in files]
+    size = sum(map(len, parts))
     # A compressed body says nothing of the work behind it: a thousandth of it may be all that was sent.
-    largest = min(limit, MAX_EXPANSION * len(upload.data))
+    largest = min(limit, MAX_EXPANSION * size)
     with service.body_budget.lease() as lease:
-        await lease.take(largest)
-        return await offload_with("nibabel", largest, decode)
+        if any(bytes(part[:4]).startswith((GZIP_MAGIC, ZIP_MAGIC)) for part in parts):
+            await lease.take(largest)
+            size = largest
+        return await offload_with("nibabel", size, decode)
 
 
 async def _run(
-    service: Service, request: Request, model: Model, prepared: list[classification.Prepared]
+    service: Service, request: Request, model: Model, prepared: list[classification.Prepared], names: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """Submit every volume as a request of its own, so that they form batches, and wait for all."""
     futures: list[asyncio.Future[Any]] = []
     try:
         for volume in prepared:
             futures.append(  # noqa: PERF401  (those submitted before a refusal must be known, to be withdrawn)
-                service.scheduler.submit(
-                    model, volume.tensors, model.ordinary_outputs[:1], timeout=service.settings.request_timeout
-                )
+                service.scheduler.submit(model, volume.tensors, names, timeout=service.settings.request_timeout)
             )
-        answers = await answer_or_disconnect(asyncio.gather(*futures), request.receive)
+        return list(await answer_or_disconnect(asyncio.gather(*futures), request.receive))
     except BaseException:
         for future in futures:
             future.cancel()
         raise
-    return [asdict(classification.finish(volume, outputs)) for volume, outputs in zip(prepared, answers, strict=True)]
 
 
 router = task_router(

@@ -7,6 +7,7 @@ limit: no call holds more than its limit and one block, whatever the stream clai
 from __future__ import annotations
 
 import io
+import stat
 import struct
 import zipfile
 import zlib
@@ -29,10 +30,14 @@ BLOCK = 1 << 16
 MAX_GZIP_MEMBERS = 1 << 14
 """A stream of millions of empty members costs time without ever reaching the byte limit."""
 
-MAX_ZIP_DIRECTORY = 1 << 16
-"""Bytes of a zip's central directory: an .npz with a few arrays needs some hundred."""
+MAX_ZIP_DIRECTORY = 1 << 19
+"""Bytes of a zip's central directory: a hundred or so for each file in it."""
+
+MAX_ZIP_ENTRIES = 4096
+"""Files of a zip: more than a series of slices has."""
 
 GZIP_MAGIC = b"\x1f\x8b"
+ZIP_MAGIC = b"PK\x03\x04"
 
 MAX_EXPANSION = 1032
 """Bytes that one byte of a deflate stream can become at most (zlib's technical notes)."""
@@ -73,6 +78,15 @@ def inflate(data: Buffer, limit: int) -> bytearray:
     return _collect(_deflate_blocks(data, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS), limit, "deflate stream")
 
 
+def inflate_raw(data: Buffer, limit: int) -> bytearray:
+    """Decompress a deflate stream without any header, as DICOM's deflated transfer syntax has it; padding may follow.
+
+    Raises:
+        PayloadTooLarge: it expands past `limit` bytes. InvalidRequest: it is broken or truncated.
+    """
+    return _collect(_stream_blocks(memoryview(data), 0, -zlib.MAX_WBITS, "deflate stream"), limit, "deflate stream")
+
+
 def zip_directory(data: Buffer) -> list[zipfile.ZipInfo]:
     """The entries of a zip archive, after its directory's size has been checked.
 
@@ -88,7 +102,26 @@ def zip_directory(data: Buffer) -> list[zipfile.ZipInfo]:
     if directory_size > MAX_ZIP_DIRECTORY or has_zip64_end:
         raise InvalidRequest(f"the zip archive's directory is larger than {MAX_ZIP_DIRECTORY} bytes")
     with _broken_zip_is_invalid(), zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return archive.infolist()
+        entries = archive.infolist()
+    if len(entries) > MAX_ZIP_ENTRIES:
+        raise PayloadTooLarge(f"the zip archive holds {len(entries)} entries; at most {MAX_ZIP_ENTRIES} are read")
+    for entry in entries:
+        _check_name(entry)
+    return entries
+
+
+def unzip_members(data: Buffer, limit: int) -> Iterator[tuple[str, bytearray]]:
+    """Every file of a zip archive in turn, with its name; the sum of their sizes is bounded by `limit`.
+
+    Raises as `unzip_member` does.
+    """
+    left, entries = limit, zip_directory(data)
+    with _broken_zip_is_invalid(), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for entry in entries:
+            if not entry.is_dir():
+                content = _unzip(archive, entry, left)
+                left -= len(content)
+                yield entry.filename, content
 
 
 def unzip_member(data: Buffer, member: zipfile.ZipInfo, limit: int) -> bytearray:
@@ -98,14 +131,8 @@ def unzip_member(data: Buffer, member: zipfile.ZipInfo, limit: int) -> bytearray
         PayloadTooLarge: it is, or claims to be, larger than `limit` bytes.
         InvalidRequest: it is broken, encrypted, or compressed by another method.
     """
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise InvalidRequest(f"{member.filename}: only stored and deflated zip entries are read")
-    if member.flag_bits & 0x1:
-        raise InvalidRequest(f"{member.filename}: encrypted zip entries are not read")
-    if member.file_size > limit:
-        raise PayloadTooLarge(f"{member.filename}: {member.file_size} bytes, more than the limit of {limit}")
-    with _broken_zip_is_invalid(), zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(member) as stream:
-        return _collect(iter(lambda: stream.read(BLOCK), b""), limit, member.filename)
+    with _broken_zip_is_invalid(), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return _unzip(archive, member, limit)
 
 
 async def read_body(
@@ -196,6 +223,17 @@ def _collect(blocks: Iterable[bytes], limit: int, name: str) -> bytearray:
     return whole
 
 
+def _unzip(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytearray:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InvalidRequest("only stored and deflated zip entries are read")
+    if member.flag_bits & 0x1:
+        raise InvalidRequest("encrypted zip entries are not read")
+    if member.file_size > limit:
+        raise PayloadTooLarge(f"a zip entry claims {member.file_size} bytes, more than the limit of {limit}")
+    with archive.open(member) as stream:
+        return _collect(iter(lambda: stream.read(BLOCK), b""), limit, "zip entry")
+
+
 def _gzip_blocks(data: Buffer) -> Iterator[bytes]:
     view, position, members = memoryview(data), 0, 0
     while members == 0 or position < len(view):
@@ -235,10 +273,19 @@ def _stream_blocks(view: memoryview, position: int, wbits: int, name: str) -> Ge
     return position - len(stream.unused_data)
 
 
+def _check_name(entry: zipfile.ZipInfo) -> None:
+    """Nothing is ever written by these names; who makes an archive with such ones means harm."""
+    name = entry.filename.replace("\\", "/")
+    if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
+        raise InvalidRequest("the zip archive has an entry with an absolute or a parent path")
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise InvalidRequest("the zip archive has a symbolic link")
+
+
 @contextmanager
 def _broken_zip_is_invalid() -> Iterator[None]:
     """Whatever zipfile raises on a broken archive, as InvalidRequest."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, OSError, NotImplementedError) as exc:
-        raise InvalidRequest(f"the zip archive is broken ({exc})") from exc
+        raise InvalidRequest("the zip archive is broken") from exc

@@ -10,7 +10,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from app.errors import InvalidRequest
 from app.readers.bounded import Buffer
 
-MAX_PARTS = 64
+MAX_PARTS = 1024
+"""Slices of a DICOM series may come as so many files."""
 
 
 @dataclass(eq=False)

@@ -16,7 +16,10 @@ import orjson
 import pytest
 
 from app.settings import Settings
+from models.config import ClassifierConfig
 from tests.conftest import speaking_to
+from tests.explained import EXPLAINED, reference, write_explained
+from tests.readers import dicom_files as made
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -128,8 +131,74 @@ async def test_several_files_are_answered_in_their_order(client: httpx.AsyncClie
         assert prediction["probabilities"] == pytest.approx(same["probabilities"], abs=1e-5)
 
 
+async def test_dicom_slices_of_a_form_are_one_volume_and_nothing_of_the_patient_comes_back(
+    client: httpx.AsyncClient,
+) -> None:
+    slices = made.series(8, RescaleSlope=1, RescaleIntercept=0)
+    files = [("file", (f"{made.PATIENT} {number}.dcm", data)) for number, data in enumerate(slices)]
+    files.insert(3, ("file", ("mask.npy", npy(mask()))))
+    response = await client.post(URL, files=files)
+    assert response.status_code == 200, response.text
+    series, array = response.json()["predictions"]
+    assert series["input"] == {"format": "dicom", "shape": [9, 7, 8], "spacing": pytest.approx([1.3, 0.7, 2.5])}
+    assert series["preprocessing"][0]["to"] == "RAS"
+    assert array["input"]["format"] == "npy"
+    packed = (await classify(client, made.zipped(slices)))["predictions"][0]
+    assert packed["probabilities"] == pytest.approx(series["probabilities"], abs=1e-6)
+    for text in (response.text, (await client.post(URL, files=files[:1])).text):
+        assert "Doe" not in text
+        assert made.SERIES not in text
+
+
+async def test_one_time_of_a_file_with_four_axes(client: httpx.AsyncClient) -> None:
+    series = np.stack([mask(1), mask(2)], axis=-1)
+    refused = await client.post(URL, content=nifti(series))
+    assert (refused.status_code, refused.json()["field"]) == (422, "t")
+    (truth,) = (await classify(client, nifti(mask(2))))["predictions"]
+    response = await client.post(URL, content=nifti(series), params={"t": 1})
+    assert response.json()["predictions"][0]["probabilities"] == pytest.approx(truth["probabilities"], abs=1e-6)
+
+
+async def test_attention_explains_on_request(tmp_path: Path, service_settings: Settings) -> None:
+    bundle = write_explained(tmp_path, "classifier")
+    config = EXPLAINED["classifier"]
+    assert isinstance(config, ClassifierConfig)
+    volume = np.random.default_rng(5).random(config.volume).astype(np.float32)
+    settings = service_settings.model_copy(update={"repository": tmp_path / "repository"})
+    url = "/v1/models/classifier/classify"
+    async with speaking_to(settings) as client:
+        response = await client.post(url, content=npy(volume), params={"explain": "attention"})
+        assert response.status_code == 200, response.text
+        (prediction,) = response.json()["predictions"]
+        plain = await client.post(url, content=npy(volume))
+        assert "explanation" not in plain.json()["predictions"][0]
+        assert prediction["probabilities"] == pytest.approx(plain.json()["predictions"][0]["probabilities"], abs=1e-5)
+    truth = reference(bundle, "classifier", volume[np.newaxis, np.newaxis])
+    found = prediction["explanation"]["attention"]
+    received: dict[str, list[npt.NDArray[Any]]] = {}
+    for name, matrices in truth.items():
+        _, block, mode = name.split(".")
+        axis = ("depth", "height", "width")[int(mode)]
+        np.testing.assert_allclose(found[block][axis], matrices[0], atol=2e-6)
+        received.setdefault(axis, []).append(matrices[0].mean(axis=(0, 1)) * matrices.shape[-1])
+    for axis, size in zip(("depth", "height", "width"), config.volume, strict=True):
+        slices = np.array(prediction["explanation"]["saliency"][axis])
+        assert slices.shape == (size,)
+        np.testing.assert_allclose(
+            slices.reshape(-1, config.patch),
+            np.mean(received[axis], axis=0)[:, None].repeat(config.patch, 1),
+            atol=1e-5,
+        )
+        assert slices.mean() == pytest.approx(1, abs=1e-5)
+
+
+async def test_a_bundle_that_cannot_explain_itself_says_so(client: httpx.AsyncClient) -> None:
+    response = await client.post(URL, content=npy(mask()), params={"explain": "attention"})
+    assert (response.status_code, response.json()["field"]) == (422, "explain")
+
+
 async def test_the_limit_of_decoded_bytes_holds_for_all_files_together(client: httpx.AsyncClient) -> None:
-    volume = gzip.compress(nifti(np.zeros((128, 128, 128), np.uint8)))  # 2 MiB of the 8 that the settings allow
+    volume = gzip.compress(nifti(mask(size=128)))  # 2 MiB of the 8 that the settings allow
     files = [("file", (str(number), volume)) for number in range(5)]
     assert (await client.post(URL, files=files[:4])).status_code == 200
     response = await client.post(URL, files=files)
@@ -142,13 +211,16 @@ async def test_the_timeout_holds_for_all_files_together(service_settings: Settin
     async with speaking_to(hurried) as client:
         response = await client.post(URL, files=[("file", ("a", npy(mask()))), ("file", ("b", npy(mask())))])
     assert response.status_code == 504, response.text
-    assert "of 2 files" in response.json()["error"]
+    assert "of 2 volumes" in response.json()["error"]
 
 
 async def test_more_parts_than_a_request_may_have_are_400(client: httpx.AsyncClient) -> None:
+    response = await client.post(URL, files=[("file", (str(number), b"x")) for number in range(1025)])
+    assert response.status_code == 400
+    assert "1024 parts" in response.json()["error"]
     response = await client.post(URL, files=[("file", (str(number), b"x")) for number in range(65)])
     assert response.status_code == 400
-    assert "64 parts" in response.json()["error"]
+    assert "at most 64" in response.json()["error"]
 
 
 async def test_a_bad_file_among_several_is_named(client: httpx.AsyncClient) -> None:

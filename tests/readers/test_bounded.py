@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from app.errors import InvalidRequest, KronserveError, PayloadTooLarge, UnsupportedMediaType
-from app.readers.bounded import gunzip, gunzip_prefix, inflate, read_body, unzip_member, zip_directory
+from app.readers.bounded import MAX_ZIP_ENTRIES, gunzip, gunzip_prefix, inflate, read_body, unzip_member, zip_directory
 
 MIB = 1 << 20
 BOMB = gzip.compress(bytes(256 * MIB), 9)
@@ -156,8 +156,14 @@ def test_zip_methods_other_than_deflate_and_encryption_are_refused() -> None:
 
 
 def test_a_zip_directory_of_thousands_is_refused() -> None:
-    data = archive(zipfile.ZIP_STORED, **{f"member-{index}": b"" for index in range(2000)})
+    data = archive(zipfile.ZIP_STORED, **{f"a-member-with-a-long-name-{index}": b"" for index in range(8000)})
     with pytest.raises(InvalidRequest, match="directory"):
+        zip_directory(data)
+
+
+def test_a_zip_of_more_entries_than_a_series_has_slices_is_refused() -> None:
+    data = archive(zipfile.ZIP_STORED, **{f"m{index}": b"" for index in range(MAX_ZIP_ENTRIES + 1)})
+    with pytest.raises(PayloadTooLarge, match="entries"):
         zip_directory(data)
 
 

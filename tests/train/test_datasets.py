@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from app.manifest import Binarise, Reorient, Resize, VolumeClassification
-from app.tasks import classification
+from app.readers.volume import Volume
+from app.tasks.preprocessing import preprocess
 from tests.train import synthetic
 from train.datasets.folder import DatasetError, data_folder
 from train.datasets.series import SPLITS, load_series, lookback_windows, split_bounds, window_count
@@ -82,7 +83,7 @@ def test_masks_shrink_as_the_service_resizes_them() -> None:
     steps = (Reorient(), Binarise(), Resize(shape=(4, 6, 8)))
     spec = VolumeClassification(labels=("a", "b"), preprocessing=steps)
     for image, shrunk in zip(images, shrink_masks(images, (4, 6, 8)), strict=True):
-        np.testing.assert_array_equal(shrunk, classification.preprocess(image, spec)[0])
+        np.testing.assert_array_equal(shrunk, preprocess(Volume(image, "npy"), spec)[0])
         assert shrunk[0, 1, 2, 3] == (image[2:4, 4:6, 6:8] > 0).mean()
 
 
