@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -16,9 +15,6 @@ from app.api.classify import router as classify
 from app.api.edge import Edge
 from app.api.forecast import router as forecast
 from app.api.oip import InferFirst
-from app.engine.runtime import Model
-from app.manifest import Forecasting
-from app.readers import libraries
 from app.service import Service
 from app.settings import Settings
 
@@ -39,9 +35,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        warming = asyncio.create_task(_load_libraries(service))
         yield
-        warming.cancel()
         await service.stop()
 
     app = Application(
@@ -59,15 +53,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(classify)
     operations.install(app, service)
     return app
-
-
-async def _load_libraries(service: Service) -> None:
-    """Import what the loaded models' readers need, so that no request waits for it; the others' at first use."""
-    await service.wait_loaded()
-    for entry in list(service.repository):
-        task = entry.manifest.task if isinstance(entry, Model) and entry.manifest is not None else None
-        if task is not None:
-            await asyncio.to_thread(libraries.load, "pandas" if isinstance(task, Forecasting) else "nibabel")
 
 
 class Application(FastAPI):

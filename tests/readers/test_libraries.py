@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tiny_models import write_offset_model
-
 SCRIPT = r"""
 import asyncio, sys, threading
 from importlib.abc import MetaPathFinder
@@ -26,10 +24,7 @@ async def main(repository, cache, request):
     async with app.router.lifespan_context(app):
         await app.state.service.wait_loaded()
         if request == "none":
-            await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))  # the one that imports
             return
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()  # the request comes before the libraries
         transport = httpx.ASGITransport(app=app)
         rows = "\n".join(f"2020-01-{1 + n // 24:02}T{n % 24:02}:00:00,{n % 7}" for n in range(96))
         async with httpx.AsyncClient(transport=transport, base_url="http://kronserve") as client:
@@ -46,16 +41,11 @@ def run(repository: Path, cache: Path, request: str) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_a_service_without_tasks_imports_neither(tmp_path: Path) -> None:
-    write_offset_model(tmp_path / "models" / "m" / "1", 1)
-    assert run(tmp_path / "models", tmp_path / "cache", "none") == []
+def test_a_loaded_service_has_imported_neither(repository: Path, tmp_path: Path) -> None:
+    assert run(repository, tmp_path / "cache", "none") == []
 
 
-def test_loaded_tasks_bring_their_libraries(repository: Path, tmp_path: Path) -> None:
-    assert sorted(run(repository, tmp_path / "cache", "none")) == ["in a thread nibabel", "in a thread pandas"]
-
-
-def test_a_request_that_comes_first_imports_in_a_thread(repository: Path, tmp_path: Path) -> None:
+def test_the_first_request_imports_in_a_thread(repository: Path, tmp_path: Path) -> None:
     lines = run(repository, tmp_path / "cache", "/v1/models/hot-etth1/forecast")
     assert "200" in lines
     assert "in a thread pandas" in lines
