@@ -35,7 +35,7 @@ class FullAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(1, -2)  # (b, N, d)
-        source = _pooled(x, self.pooled).flatten(1, -2) if self.variant == "pooled" else tokens
+        source = pooled_cells(x, self.pooled).flatten(1, -2) if self.variant == "pooled" else tokens
         query, key, value = (
             self._split(tensor, projection)
             for tensor, projection in ((tokens, self.query), (source, self.key), (source, self.value))
@@ -48,7 +48,7 @@ class FullAttention(nn.Module):
         return output
 
 
-def _pooled(x: Tensor, modes: Sequence[int] | None) -> Tensor:
+def pooled_cells(x: Tensor, modes: Sequence[int] | None = None) -> Tensor:
     """Means over cells of two tokens along the modes, or all: (b, .., Ni, .., d) -> (b, .., ceil(Ni / 2), .., d).
 
     At an odd edge a token is averaged with itself. Indices instead of a pooling layer serve any order.

@@ -58,10 +58,10 @@ class KAOAttention(nn.Module):
         parts = torch.ops.kronserve.kao_qkv(queries, key, value)
         # Every mode's part carries its share of the bias, so that their sum carries it once.
         share = self.out.bias / len(means)
-        return _outer_sum([F.linear(part.flatten(-2), self.out.weight, share) for part in parts])
+        return outer_sum([F.linear(part.flatten(-2), self.out.weight, share) for part in parts])
 
 
-def _outer_sum(parts: list[Tensor]) -> Tensor:
+def outer_sum(parts: list[Tensor]) -> Tensor:
     """Y[i, j, ..] = O_1[i] + O_2[j] + ..: (b, Ni, d) each -> (b, N1, ..., Nk, d)."""
     order, total = len(parts), parts[0]
     for mode, part in enumerate(parts):

@@ -1,0 +1,1 @@
+"""What the attention operators cost on growing maps: `python -m bench.operators`."""
