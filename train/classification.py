@@ -77,6 +77,9 @@ class ClassificationObjective:
         smoothing = self.augmentation.label_smoothing
         return F.cross_entropy(module(inputs), self._targets[indices], label_smoothing=smoothing)
 
+    def samples(self, indices: Tensor) -> Tensor:
+        return self._inputs[indices.to(self.device)]
+
     def validate(self, module: nn.Module) -> tuple[float, dict[str, Any]]:
         logits = torch.cat(
             [module(batch.to(self.device)).cpu() for batch in torch.split(self._validation, VALIDATION_BATCH)]

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.datasets.folder import VARIABLE, DatasetError, data_folder
+from train.datasets.folder import VARIABLE, DatasetError, data_source
 
 _RECIPES = Path(__file__).parent / "recipes"
 
 _TRAIN_EXAMPLES = f"""\
 examples:
   {VARIABLE}=~/data kronserve train hot-etth1
+  kronserve train hot-etth1 --data my-series.csv --out runs/my-series
   kronserve train my.toml --data ~/data --out runs/mine --seed 3
   kronserve train my.toml --data ~/data --out runs/mine --seed 3 --resume
   kronserve export runs/mine --name mine --version 1
@@ -47,7 +48,12 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="instead of the recipe's seed")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's epochs")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder where it stopped")
-    parser.add_argument("--data", type=Path, help=f"folder of the data files (default: {VARIABLE})")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help=f"folder of the data files (default: {VARIABLE}), or a wide CSV to train a forecaster on instead of the "
+        "recipe's data set: timestamps first, then a column of numbers for each variate",
+    )
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
     )
@@ -81,7 +87,7 @@ def train(argv: Sequence[str] | None = None) -> int:
         if not arguments.resume and (folder / "resume.pt").exists():
             raise RecipeError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
         training = train_recipe(
-            recipe, data_folder(arguments.data), folder, choose_device(arguments.device), arguments.resume
+            recipe, data_source(arguments.data), folder, choose_device(arguments.device), arguments.resume
         )
     except (RecipeError, DatasetError, ResumeError, FloatingPointError) as error:
         return _fail(str(error))
@@ -101,8 +107,13 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument("name", help="model in the repository")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="default: model_repository")
     parser.add_argument("--version", help="default: the highest")
+    parser.add_argument("--every", type=int, default=1, help="of a series, take one window in this many (default: all)")
     parser.add_argument("--split", default="test", choices=("val", "test"), help="default: test")
-    parser.add_argument("--data", type=Path, help=f"folder of the data files (default: {VARIABLE})")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help=f"folder of the data files (default: {VARIABLE}), or the CSV that the model was trained on",
+    )
     return parser
 
 
@@ -111,7 +122,10 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 
     Exit status: 0 measured, 1 no such bundle or data, 2 wrong arguments.
     """
-    arguments = _evaluate_parser().parse_args(argv)
+    parser = _evaluate_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.every < 1:
+        parser.error("--every must be at least 1")
     try:
         from train.evaluate import BundleError, evaluate_bundle
     except ModuleNotFoundError as error:
@@ -119,7 +133,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 
     try:
         bundle = _find_bundle(arguments.repository, arguments.name, arguments.version)
-        metrics = evaluate_bundle(bundle, arguments.split, arguments.data, progress=True)
+        metrics = evaluate_bundle(bundle, arguments.split, arguments.data, progress=True, every=arguments.every)
     except (BundleError, DatasetError, FileNotFoundError) as error:
         return _fail(str(error))
     _print({"model": arguments.name, "version": bundle.name, **metrics})

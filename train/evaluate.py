@@ -21,7 +21,9 @@ from app.readers.series import Series
 from app.readers.volume import Volume
 from app.tasks import classification, forecasting
 from app.tasks.preprocessing import preprocess
-from train.datasets.folder import data_folder
+from train.datasets.csv_file import load_csv
+from train.datasets.folder import DatasetError, data_source
+from train.datasets.series import Series as BenchmarkSeries
 from train.datasets.series import Split, load_series, lookback_windows
 from train.datasets.volumes import load_volumes
 from train.metrics import HORIZONS, ForecastErrors, binary_scores
@@ -78,15 +80,28 @@ def _forecasts(run: Run, task: Forecasting, windows: NDArray[np.float64]) -> NDA
     return forecasting.finish(prepared, {"forecast": answer.reshape(1, len(flat), -1)}).values.reshape(answer.shape)
 
 
+def _series(manifest: Manifest, source: Path) -> BenchmarkSeries:
+    """What the model was trained on, from the data sets' folder or from the CSV itself."""
+    training = manifest.provenance.training
+    if not source.is_file():
+        return load_series(training["dataset"], source)
+    loaded = load_csv(source)
+    if loaded.sha256 != training.get("data_sha256"):
+        raise DatasetError(f"{source} is not the file that {manifest.name} was trained on: its SHA-256 is another")
+    return loaded
+
+
 def _evaluate_series(
-    run: Run, task: Forecasting, name: str, split: Split, data: Path, progress: bool
+    run: Run, task: Forecasting, loaded: BenchmarkSeries, split: Split, every: int, progress: bool
 ) -> dict[str, Any]:
-    rows = load_series(name, data).scaled(split, task.lookback)
+    rows = loaded.scaled(split, task.lookback)
     horizons = tuple(h for h in HORIZONS if h <= task.horizon) or (task.horizon,)
     errors = ForecastErrors(rows, task.lookback, horizons)
     windows = lookback_windows(rows, task.lookback)
-    for numbers in _steps(max(errors.windows.values()), name, progress):
-        errors.add(numbers, _forecasts(run, task, windows[numbers.start : numbers.stop]))
+    chosen = range(0, max(errors.windows.values()), every)
+    for steps in _steps(len(chosen), loaded.name, progress):
+        numbers = chosen[steps.start : steps.stop]
+        errors.add(numbers, _forecasts(run, task, windows[numbers.start : numbers.stop : every]))
     return errors.result()
 
 
@@ -104,23 +119,24 @@ def _evaluate_volumes(
 
 
 def evaluate_bundle(
-    bundle: Path, split: Split = "test", data: Path | None = None, progress: bool = False
+    bundle: Path, split: Split = "test", data: Path | None = None, progress: bool = False, every: int = 1
 ) -> dict[str, Any]:
     """Metrics of NAME/VERSION on a split of the data set its manifest names: {"dataset", "split", "values"}.
 
-    data: folder of the data files; None takes KRONSERVE_DATA. BundleError: not a bundle, or it names no data set.
-    DatasetError: the data set is not known or not there.
+    every: of a series, take the first window in this many. data: folder of the data files, or the CSV the model was
+    trained on; None takes KRONSERVE_DATA. BundleError: not a bundle, or it names no data set. DatasetError: the data
+    set is not known or not there.
     """
     manifest = read_manifest(bundle)
     name = manifest.provenance.training.get("dataset")
     if not isinstance(name, str):
         raise BundleError(f"{bundle}: the manifest's provenance.training names no dataset to evaluate on")
-    folder = data_folder(data)
+    source = data_source(data)
     run, task = _session(bundle, manifest), manifest.task
     if isinstance(task, Forecasting):
-        values = _evaluate_series(run, task, name, split, folder, progress)
+        values = _evaluate_series(run, task, _series(manifest, source), split, every, progress)
     elif not isinstance(task, VolumeClassification):
         raise BundleError(f"{bundle}: no data set here feeds a model for {task.kind}")
     else:
-        values = _evaluate_volumes(run, task, name, split, folder, progress)
+        values = _evaluate_volumes(run, task, name, split, source, progress)
     return {"dataset": name, "split": split, "values": values}

@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from app.manifest import Forecasting
 from models.config import ForecasterConfig
+from train.datasets.folder import DatasetError
 from train.datasets.series import Series, window_count
 from train.metrics import HORIZONS, ForecastErrors
 from train.recipe import Augmentation, Loss
@@ -50,9 +51,14 @@ class ForecastObjective:
         rows = torch.from_numpy(series.scaled("train", config.lookback)).float().to(device)
         self.size = window_count(len(rows), config.lookback, config.horizon)
         if not self.size:
-            raise ValueError(f"{len(rows)} training rows hold no window of {config.lookback} + {config.horizon} steps")
+            raise DatasetError(
+                f"{series.name}: {len(rows)} training rows hold no window of {config.lookback} + {config.horizon} steps"
+            )
         self._windows = rows.unfold(0, config.lookback + config.horizon, 1)  # (windows, n, lookback + horizon)
         self._validation = series.scaled("val", config.lookback)
+        if not window_count(len(self._validation), config.lookback, max(self.horizons)):
+            count = len(self._validation) - config.lookback
+            raise DatasetError(f"{series.name}: {count} validation rows are fewer than the horizon {config.horizon}")
 
     def loss(self, module: nn.Module, indices: Tensor, generator: Generator) -> Tensor:
         windows = self._windows[indices.to(self.device)]  # (b, n, lookback + horizon)
@@ -62,6 +68,9 @@ class ForecastObjective:
         error = module(past) - future
         steps = _penalty(error, self.penalty).mean(dim=(0, 1))  # (horizon)
         return torch.stack([steps[:h].mean() for h in self.horizons]).mean()
+
+    def samples(self, indices: Tensor) -> Tensor:
+        return self._windows[indices.to(self.device)][..., : self.config.lookback]
 
     def validate(self, module: nn.Module) -> tuple[float, dict[str, Any]]:
         lookback = self.config.lookback

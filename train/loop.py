@@ -20,8 +20,12 @@ from tqdm import tqdm
 
 from models.config import build, to_dict
 from train import checkpoint
+from train.curve import epoch_line
 from train.objective import Objective
 from train.recipe import Recipe
+
+STATISTICS_BATCH = 64
+"""Samples of one batch of the statistics' pass."""
 
 
 class ResumeError(Exception):
@@ -75,6 +79,10 @@ class Trainer:
         with tqdm(total=remaining, unit="step", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
             while not self.finished:
                 self._one_epoch(bar)
+                if progress:
+                    scores = [line["score"] for line in self.history]
+                    epochs, loss = self.recipe.optimisation.epochs, self.history[-1]["train_loss"]
+                    bar.write(epoch_line(self.epoch, epochs, loss, scores, self.best_epoch), file=sys.stderr)
         training = self._training()
         checkpoint.write_json(self.folder / checkpoint.TRAINING, training)
         return training
@@ -101,9 +109,9 @@ class Trainer:
             bar.update()
             bar.set_description(f"epoch {self.epoch + 1}/{options.epochs} loss {value:.4f} best {self.best_score:.4f}")
         self.epoch += 1
-        self.averaged.eval()
+        validated = self._validated()
         with torch.no_grad():
-            score, metrics = self.objective.validate(self.averaged)
+            score, metrics = self.objective.validate(validated)
         self.history.append(
             {
                 "epoch": self.epoch,
@@ -116,8 +124,27 @@ class Trainer:
         )
         if score < self.best_score:
             self.best_epoch, self.best_score, self.best_metrics = self.epoch, score, metrics
-            self.best_state = copy.deepcopy({k: v.detach().cpu() for k, v in self.averaged.state_dict().items()})
+            self.best_state = copy.deepcopy({k: v.detach().cpu() for k, v in validated.state_dict().items()})
         self._save()
+
+    @torch.no_grad()
+    def _validated(self) -> nn.Module:
+        """The averaged weights in inference mode, with batch statistics of their own: over all training samples,
+        without augmentation.
+
+        The running ones are of other weights, and of augmented samples: on AdrenalMNIST3D they moved the logits of
+        sharp masks so far that accuracy was .60 where it is .85 now.
+        """
+        module = copy.deepcopy(self.averaged).eval()
+        layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean over the batches
+            layer.train()
+        if layers:
+            for indices in torch.split(torch.arange(self.objective.size), STATISTICS_BATCH):
+                module(self.objective.samples(indices))
+        return module.eval()
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -128,11 +155,6 @@ class Trainer:
         decay = min(self.recipe.optimisation.average, (1 + steps) / (10 + steps))
         for mean, value in zip(self.averaged.parameters(), self.module.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
-        for kept, buffer in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
-            if buffer.is_floating_point():  # batch statistics belong to the weights that made them
-                kept.lerp_(buffer, 1 - decay)
-            else:
-                kept.copy_(buffer)
 
     def _training(self) -> dict[str, Any]:
         return {

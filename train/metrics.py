@@ -31,6 +31,7 @@ class ForecastErrors:
         if not min(self.windows.values()):
             raise ValueError(f"{len(rows)} rows hold no window of {lookback} + {max(self.horizons)} steps")
         self._sums = {h: np.zeros(2) for h in self.horizons}
+        self._counts = dict.fromkeys(self.horizons, 0)
 
     def add(self, windows: Iterable[int], forecasts: NDArray[np.floating[Any]]) -> None:
         """Count the forecasts [n, variates, >= longest horizon] of the n windows of these numbers."""
@@ -41,14 +42,15 @@ class ForecastErrors:
             for h in self.horizons:
                 if window < self.windows[h]:
                     part = error[:, :h]
+                    self._counts[h] += 1
                     self._sums[h] += np.square(part).sum(), np.abs(part).sum()
 
     def result(self) -> dict[str, Any]:
-        """{"96": {"mse", "mae", "windows"}, ..., "average": {"mse", "mae"}}, once every window was added."""
+        """{"96": {"mse", "mae", "windows"}, ..., "average": {"mse", "mae"}} over the windows that were added."""
         values: dict[str, Any] = {}
         for h in self.horizons:
-            mse, mae = self._sums[h] / (self.windows[h] * self.rows.shape[1] * h)
-            values[str(h)] = {"mse": float(mse), "mae": float(mae), "windows": self.windows[h]}
+            mse, mae = self._sums[h] / (self._counts[h] * self.rows.shape[1] * h)
+            values[str(h)] = {"mse": float(mse), "mae": float(mae), "windows": self._counts[h]}
         values["average"] = {
             key: float(np.mean([values[str(h)][key] for h in self.horizons])) for key in ("mse", "mae")
         }

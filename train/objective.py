@@ -17,6 +17,10 @@ class Objective(Protocol):
         """Scalar loss of the training samples of these numbers; augmentation draws from the CPU `generator` only."""
         ...
 
+    def samples(self, indices: Tensor) -> Tensor:
+        """The inputs of these training samples as they would be served, without augmentation."""
+        ...
+
     def validate(self, module: nn.Module) -> tuple[float, dict[str, Any]]:
         """The score to minimise and the metrics to log, over the whole validation split."""
         ...

@@ -10,6 +10,7 @@ import torch
 from models.config import ForecasterConfig
 from train.classification import ClassificationObjective
 from train.datasets import series, volumes
+from train.datasets.csv_file import load_csv
 from train.datasets.folder import DatasetError
 from train.forecasting import ForecastObjective
 from train.loop import Trainer
@@ -25,8 +26,15 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def make_objective(recipe: Recipe, data: Path, device: torch.device) -> Objective:
-    """The recipe's data set under the recipe's model. DatasetError: unknown data set, or one the model is not for."""
+    """The recipe's data set under the recipe's model; `data` is the data sets' folder, or a CSV to take instead.
+
+    DatasetError: unknown data set, or one the model is not for.
+    """
     model = recipe.model
+    if data.is_file():
+        if not isinstance(model, ForecasterConfig):
+            raise DatasetError(f"{data} is a series, the recipe's model is a {model.kind}")
+        return ForecastObjective(load_csv(data), model, recipe.augmentation, device, recipe.optimisation.loss)
     if recipe.dataset in series.SOURCES and isinstance(model, ForecasterConfig):
         loaded = series.load_series(recipe.dataset, data)
         return ForecastObjective(loaded, model, recipe.augmentation, device, recipe.optimisation.loss)

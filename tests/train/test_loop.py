@@ -56,6 +56,9 @@ class Interrupting:
         self.steps -= 1
         return self.inner.loss(module, indices, generator)
 
+    def samples(self, indices: Tensor) -> Tensor:
+        return self.inner.samples(indices)
+
     def validate(self, module: nn.Module) -> tuple[float, dict[str, Any]]:
         return self.inner.validate(module)
 
@@ -129,6 +132,18 @@ def test_stops_early_and_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert (tmp_path / "two/weights.safetensors").read_bytes() == (tmp_path / "weights.safetensors").read_bytes()
 
 
+def test_every_epoch_shows_its_score_and_the_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = synthetic.forecaster_recipe(epochs=3)
+    Trainer(recipe, Scripted(objective(recipe), [5.0, 1.0, 3.0]), tmp_path, CPU).run(progress=True)
+    shown = [line[line.index("epoch") :] for line in capsys.readouterr().err.splitlines() if "validation" in line]
+    assert [line.split("validation ")[1] for line in shown] == [
+        "5.0000  best 5.0000 in epoch 1  ▁",
+        "1.0000  best 1.0000 in epoch 2  █▁",
+        "3.0000  best 1.0000 in epoch 2  █▁▅",
+    ]
+    assert shown[2].startswith("epoch 3/3  train ")
+
+
 def test_training_learns(tmp_path: Path) -> None:
     """After 20 epochs the sines are forecast far better than by their mean (scaled variance 1)."""
     recipe = synthetic.forecaster_recipe(epochs=20, learning_rate=1e-2, average=0.0)
@@ -198,17 +213,16 @@ def test_the_loss_is_of_squares_or_sizes_or_both() -> None:
     assert losses[2] == pytest.approx(sum(losses[:2]), rel=1e-6)
 
 
-def test_averaged_weights_have_averaged_batch_statistics() -> None:
-    """A KANet validated with the averages' own statistics, not with those of a fresh network (mean 0, variance 1)."""
-    recipe = synthetic.kanet_recipe(average=0.5)
-    trainer = Trainer(recipe, objective(recipe), Path("unused"), CPU)
-    means = "stem.1.running_mean"
-    trainer.module.state_dict()[means].fill_(3.0)
-    trainer.module.state_dict()["stem.1.num_batches_tracked"].fill_(7)
-    trainer.schedule.last_epoch = 10
-    trainer._average()
-    assert torch.equal(trainer.averaged.state_dict()[means], torch.full((4,), 1.5))
-    assert int(trainer.averaged.state_dict()["stem.1.num_batches_tracked"]) == 7
+def test_batch_statistics_are_those_of_the_saved_weights_over_plain_samples(tmp_path: Path) -> None:
+    """Of the first normalisation, whose input is the stem's convolution of the training volumes."""
+    recipe = synthetic.kanet_recipe(epochs=2)
+    task = objective(recipe)
+    train(recipe, tmp_path, using=task)
+    state = load_file(tmp_path / "weights.safetensors")
+    maps = nn.functional.conv3d(task.samples(torch.arange(task.size)), state["stem.0.weight"], stride=2, padding=1)
+    expected = maps.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(state["stem.1.running_mean"].double(), expected.mean(dim=1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(state["stem.1.running_var"].double(), expected.var(dim=1), rtol=1e-4, atol=1e-6)
 
 
 def test_random_subsets_of_variates_are_fair() -> None:

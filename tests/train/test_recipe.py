@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.config import ClassifierConfig, ForecasterConfig, build
+from models.config import ClassifierConfig, ForecasterConfig, KANetConfig, build
 from train.recipe import RecipeError, read_recipe
 
 FOLDER = Path(__file__).parents[2] / "train" / "recipes"
@@ -25,7 +25,13 @@ batch = 8
 
 @pytest.mark.parametrize(
     ("name", "kind", "dataset"),
-    [("hot-etth1", ForecasterConfig, "etth1"), ("hot-adrenal", ClassifierConfig, "adrenalmnist3d")],
+    [
+        ("hot-etth1", ForecasterConfig, "etth1"),
+        ("kao-etth1", ForecasterConfig, "etth1"),
+        ("hot-weather", ForecasterConfig, "weather"),
+        ("hot-adrenal", ClassifierConfig, "adrenalmnist3d"),
+        ("kan-adrenal", KANetConfig, "adrenalmnist3d"),
+    ],
 )
 def test_shipped_recipes_build(name: str, kind: type, dataset: str) -> None:
     recipe = read_recipe(FOLDER / f"{name}.toml")

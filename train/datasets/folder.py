@@ -9,7 +9,7 @@ from pathlib import Path
 VARIABLE = "KRONSERVE_DATA"
 
 
-class DatasetError(Exception):
+class DatasetError(ValueError):
     """A data set is unknown, missing, or not the file it should be."""
 
 
@@ -22,6 +22,11 @@ def data_folder(override: Path | None = None) -> Path:
     if not folder.is_dir():
         raise DatasetError(f"data folder {folder} is not a folder")
     return folder
+
+
+def data_source(override: Path | None = None) -> Path:
+    """What a training run reads: a file that `override` names, else the data files' folder."""
+    return override if override is not None and override.is_file() else data_folder(override)
 
 
 def read_bytes(folder: Path, name: str, md5: str | None) -> tuple[bytes, str]:
