@@ -2,6 +2,8 @@
 
 KronserveError                500
 ├── InvalidRequest            400   malformed: cannot be decoded, wrong shape, wrong datatype
+├── Unauthorized              401   no valid API key; with WWW-Authenticate
+├── Forbidden                 403   the key's scopes do not reach
 ├── UnusableInput             422   decoded, but not something the model can answer
 │   └── LoadFailed            422   a version that was asked for cannot be loaded
 ├── UnknownModel              404
@@ -35,6 +37,14 @@ class KronserveError(Exception):
 
 class InvalidRequest(KronserveError):
     status = 400
+
+
+class Unauthorized(KronserveError):
+    status = 401
+
+
+class Forbidden(KronserveError):
+    status = 403
 
 
 class UnusableInput(KronserveError):

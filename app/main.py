@@ -14,6 +14,7 @@ from app.api import answers, oip, oip_control, operations
 from app.api.classify import router as classify
 from app.api.edge import Edge
 from app.api.forecast import router as forecast
+from app.api.gate import Gate, document_keys
 from app.api.oip import InferFirst
 from app.service import Service
 from app.settings import Settings
@@ -59,7 +60,10 @@ class Application(FastAPI):
     """FastAPI behind our own two layers: counting and lingering outermost, then the inference path."""
 
     def openapi(self) -> dict[str, Any]:
-        """The document without the framework's own validation answer, which is never given: ours is {"error": ..}."""
+        """The document without the framework's own validation answer, which is never given: ours is {"error": ..}.
+
+        Where keys are asked for, it says so.
+        """
         if self.openapi_schema is None:
             document = super().openapi()
             for path in document["paths"].values():
@@ -68,9 +72,12 @@ class Application(FastAPI):
                         del operation["responses"]["422"]
             for name in ("HTTPValidationError", "ValidationError"):
                 document.get("components", {}).get("schemas", {}).pop(name, None)
+            if self.state.service.keys is not None:
+                document_keys(document)
         return super().openapi()
 
     def build_middleware_stack(self) -> ASGIApp:
         """The framework's stack, wrapped."""
         service: Service = self.state.service
-        return Edge(InferFirst(super().build_middleware_stack(), service), service)
+        inner: ASGIApp = InferFirst(super().build_middleware_stack(), service)
+        return Edge(inner if service.keys is None else Gate(inner, service.keys), service)

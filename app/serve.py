@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import signal
 import socket
@@ -57,6 +58,11 @@ def serve(argv: Sequence[str]) -> int:
         first = error.errors()[0]
         name = str(first["loc"][0])
         parser.error(f"--{name.replace('_', '-')} (KRONSERVE_{name.upper()}): {first['msg']}, got {first['input']!r}")
+    if settings.keys is None and not settings.open and not _is_loopback(settings.host):
+        parser.error(
+            f"--host {settings.host} lets others in: name an API key file with --keys (KRONSERVE_KEYS), "
+            "or say --open true (KRONSERVE_OPEN) to serve everybody"
+        )
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     from app.api.direct import DirectInference
     from app.main import create_app
@@ -82,6 +88,13 @@ def serve(argv: Sequence[str]) -> int:
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve())
     return 0 if server.started else 1
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Server(uvicorn.Server):

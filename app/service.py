@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from app.access import Keys, load_keys
 from app.engine import device
 from app.engine.repository import Repository
 from app.engine.scheduler import Scheduler
@@ -19,6 +20,13 @@ from app.readers.byte_budget import ByteBudget
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+def _read_keys(path: Path) -> Keys:
+    try:
+        return load_keys(path)
+    except OSError as error:
+        raise ValueError(f"the key file {path} cannot be read: {error.strerror}") from None
 
 
 class Service:
@@ -44,6 +52,8 @@ class Service:
         )
         self.repository = Repository(settings, self.device, self.scheduler)
         self.metrics.watch(self.scheduler, self.repository)
+        self.keys = None if settings.keys is None else _read_keys(settings.keys)
+        """The API keys that requests must show; None: no key is asked for."""
         self.draining = False
         self.failure: str | None = None
         self._loading: asyncio.Task[None] | None = None

@@ -35,6 +35,12 @@ class Settings(BaseSettings):
     grpc_max_message_bytes: int = Field(
         100 * MIB, gt=0, description="Largest gRPC message; past it RESOURCE_EXHAUSTED."
     )
+    keys: Path | None = Field(
+        None, description="TOML file of API keys (kronserve key makes them); if set, every request needs one."
+    )
+    open: bool = Field(
+        False, description="Serve without keys on an address that others can reach, not just on loopback."
+    )
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto: CUDA when a GPU is usable, else CPU.")
     gpu_memory_bytes: int = Field(
         0, ge=0, description="Most GPU memory of one model's arena, bytes; 0: as much as there is."
@@ -73,7 +79,7 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
 
-    @field_validator("grpc_port", "trusted_keys", mode="before")
+    @field_validator("grpc_port", "trusted_keys", "keys", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from app.errors import InvalidRequest, KronserveError, Overloaded, UnsupportedEncoding
+from app.errors import InvalidRequest, KronserveError, Overloaded, Unauthorized, UnsupportedEncoding
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, object]]:
     """OpenAPI entries for the given error statuses."""
     texts = {
         400: "Malformed request",
+        401: "No valid API key, where keys are asked for",
+        403: "The API key lacks the scope",
         404: "Unknown model or version",
         406: "None of the accepted media types can be given",
         413: "Body or decompressed content over the limit",
@@ -67,6 +69,8 @@ def error_response(error: KronserveError) -> Response:
     headers = {}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(max(1, ceil(error.retry_after)))
+    elif isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
     elif isinstance(error, UnsupportedEncoding):
         headers["accept-encoding"] = "gzip, deflate"
     return Response(orjson.dumps(body), error.status, headers, media_type="application/json")

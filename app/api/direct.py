@@ -11,8 +11,10 @@ from collections.abc import Coroutine
 
 import numpy as np
 
+from app.access import Pass
 from app.api import dataplane, deadline
 from app.api.answers import CLIENT_LEFT, error_response, unexpected_response
+from app.api.gate import admit
 from app.api.oip import INFER_ROUTE, Answer, decode, infer_route, pack, pack_inline, submit
 from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, encode_response
 from app.direct_exchange import Answering, DirectExchange, Headers
@@ -61,7 +63,14 @@ class DirectInference:
                 return None
         if not 0 <= size <= self._largest or not self._service.body_budget.take_at_once(size):
             return None
-        return _Inference(self, self._service, route, size, header_length, accept_encoding, timeout)
+        let_in = None
+        if self._service.keys is not None:
+            try:
+                let_in = admit(self._service.keys, headers, "inference")
+            except KronserveError:
+                self._service.body_budget.give(size)
+                return None  # the gate before the application finds the same, and answers
+        return _Inference(self, self._service, route, size, header_length, accept_encoding, timeout, let_in)
 
     def later(self, work: Coroutine[None, None, None]) -> None:
         """Run what must be awaited, and hold it until it ends."""
@@ -80,6 +89,7 @@ class _Inference:
         "_handler",
         "_header_length",
         "_inputs",
+        "_let_in",
         "_model",
         "_request",
         "_route",
@@ -102,9 +112,11 @@ class _Inference:
         header_length: bytes | None,
         accept_encoding: bytes | None,
         timeout: bytes | None,
+        let_in: Pass | None,
     ) -> None:
         self._handler, self._service, self._route, self._size = handler, service, route, size
         self._header_length, self._accept_encoding, self._timeout = header_length, accept_encoding, timeout
+        self._let_in = let_in
         self._started = time.perf_counter()
         self._future: Future | None = None
 
@@ -160,5 +172,7 @@ class _Inference:
         if self._future is not None:
             self._future.cancel()
         self._service.body_budget.give(self._size)
+        if self._let_in is not None:
+            self._let_in.leave()
         status = CLIENT_LEFT if status is None else status
         self._service.metrics.answered(INFER_ROUTE.path, status, time.perf_counter() - self._started)

@@ -17,6 +17,7 @@ import numpy as np
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
+from app.access import Scope, bearer
 from app.api import dataplane, model_control
 from app.api.dataplane import OFFLOAD_CLASSES_BYTES
 from app.api.grpc import codec
@@ -59,7 +60,7 @@ class Calls:
         )
 
     def _answering(self, name: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        service, method = self._service, METHODS[name]
+        service, method, scope = self._service, METHODS[name], _scope(name)
 
         async def answer(body: bytes, context: Context) -> bytes:
             started = time.perf_counter()
@@ -68,7 +69,13 @@ class Calls:
             try:
                 if self.leaving:
                     raise Unavailable("the server is shutting down")
-                return await method(service, body, context)
+                if service.keys is None or scope is None:
+                    return await method(service, body, context)
+                let_in = service.keys.admit(_presented(context), scope)
+                try:
+                    return await method(service, body, context)
+                finally:
+                    let_in.leave()
             except KronserveError as error:
                 code, failure = status_code(error), error
             except asyncio.CancelledError:
@@ -198,6 +205,20 @@ METHODS: dict[str, Method] = {
     "RepositoryModelLoad": _load,
     "RepositoryModelUnload": _unload,
 }
+
+
+def _scope(name: str) -> Scope | None:
+    """The scope that a method needs; None for the open ones."""
+    if name in ("ServerLive", "ServerReady"):
+        return None
+    if name == "ModelInfer":
+        return "inference"
+    return "admin" if name in ("RepositoryModelLoad", "RepositoryModelUnload") else "read"
+
+
+def _presented(context: Context) -> str | None:
+    given = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+    return bearer(given[0]) if len(given) == 1 else None
 
 
 def _parse(kind: type[Request], body: bytes) -> Request:
