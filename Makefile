@@ -10,7 +10,7 @@ comma := ,
 TORCH ?= torch==2.13.0
 KSERVE ?= kserve==0.21.0
 
-.PHONY: serve test openapi bench chaos reproduce check format proto clean
+.PHONY: serve test openapi fuzz bench chaos reproduce check format proto clean
 
 serve: .venv/serve.stamp
 	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT) --grpc-port '$(GRPC_PORT)'
@@ -31,6 +31,12 @@ check: .venv/dev.stamp
 format: .venv/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every reader, coverage-guided, ten minutes each; FUZZ=csv for one of them, FUZZ_SECONDS=4 for a short look.
+FUZZ ?= all
+FUZZ_SECONDS ?= 600
+fuzz: .venv/dev.stamp
+	$(BIN)/python -m fuzz $(FUZZ) --seconds $(FUZZ_SECONDS)
 
 # Bundles, peers' environments and results are made as needed; BENCH="--rounds 1 --seconds 1" for a short look.
 bench: .venv/dev.stamp

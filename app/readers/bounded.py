@@ -276,6 +276,8 @@ def _stream_blocks(view: memoryview, position: int, wbits: int, name: str) -> Ge
 def _check_name(entry: zipfile.ZipInfo) -> None:
     """Nothing is ever written by these names; who makes an archive with such ones means harm."""
     name = entry.filename.replace("\\", "/")
+    if not name:
+        raise InvalidRequest("the zip archive has an entry without a name")
     if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
         raise InvalidRequest("the zip archive has an entry with an absolute or a parent path")
     if stat.S_ISLNK(entry.external_attr >> 16):

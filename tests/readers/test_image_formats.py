@@ -118,6 +118,7 @@ def test_a_zip_of_one_file(tmp_path: Path) -> None:
     [
         (["a.nrrd", "b.nrrd"], "2 volumes"),
         (["a.nrrd", "read me"], "no volume"),
+        ([""], "without a name"),
         (["/a.nrrd"], "absolute"),
         (["C:\\a.nrrd"], "absolute"),
         (["b/../../a.nrrd"], "parent"),

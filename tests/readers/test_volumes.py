@@ -249,3 +249,13 @@ def test_arbitrary_bytes_raise_only_our_errors(data: bytes, magic: bytes) -> Non
     for read in (read_volume, read_json_volume):
         with contextlib.suppress(KronserveError):
             read(magic + data, 10_000)
+
+
+def test_a_qform_without_handedness() -> None:
+    """Found by the fuzzer: qfac, pixdim[0], is neither 1 nor -1, and only the qform says where the axes lie."""
+    image = nib.Nifti1Image(voxels(), None)
+    image.set_qform(AFFINE, 1)
+    image.set_sform(None, 0)
+    data = patched(image.to_bytes(), 76, np.float32(3).tobytes())
+    with pytest.raises(InvalidRequest, match="orientation"):
+        read_volume(data, LIMIT)

@@ -1,0 +1,77 @@
+"""Fuzz one target with atheris, or all of them one after another.
+
+    python -m fuzz csv --seconds 600
+    python -m fuzz all --seconds 4
+
+A finding is written to fuzz/findings/ and ends with status 1. Memory over --memory (MB) is a finding too. Inputs that
+reached new code stay in fuzz/corpus/NAME and are where the next run begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fuzz", description="Coverage-guided fuzzing of the readers.")
+    parser.add_argument("target", help="one of the targets' names, or all")
+    parser.add_argument("--seconds", type=int, default=600, help="for each target; default: %(default)s")
+    parser.add_argument("--memory", type=int, default=768, help="MB of the process; default: %(default)s")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """The status to exit with: 0 without a finding."""
+    arguments = _parse()
+    if arguments.target == "all":
+        return _all(arguments)
+
+    import atheris
+
+    with atheris.instrument_imports(include=["app", "pydicom", "nibabel", "nrrd"], enable_loader_override=False):
+        from fuzz.targets import TARGETS
+
+    target = TARGETS[arguments.target]
+    corpus, findings = HERE / "corpus" / arguments.target, HERE / "findings"
+    for folder in (corpus, findings):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(target.seeds):
+        (corpus / f"seed-{number}").write_bytes(seed)
+    options = [
+        f"-max_total_time={arguments.seconds}",
+        f"-rss_limit_mb={arguments.memory}",
+        "-timeout=10",
+        "-max_len=4096",
+        f"-artifact_prefix={findings}/{arguments.target}-",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], target.run)
+    atheris.Fuzz()
+    return 0
+
+
+def _all(arguments: argparse.Namespace) -> int:
+    from fuzz.targets import TARGETS
+
+    failed = []
+    for name in TARGETS:
+        command = [sys.executable, "-m", "fuzz", name, "--seconds", str(arguments.seconds)]
+        done = subprocess.run(
+            [*command, "--memory", str(arguments.memory)], capture_output=True, text=True, check=False
+        )
+        stats = dict(line[6:].split(":", 1) for line in done.stderr.splitlines() if line.startswith("stat::"))
+        runs, peak = (stats.get(f"{key}", "?").strip() for key in ("number_of_executed_units", "peak_rss_mb"))
+        print(f"{name}: {runs} inputs, peak {peak} MB{'' if done.returncode == 0 else ', FAILED'}", flush=True)
+        if done.returncode:
+            failed.append(name)
+            print(done.stderr[-4000:], flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

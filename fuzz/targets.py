@@ -1,0 +1,172 @@
+"""What is fuzzed: each reader as a function of bytes that may raise the service's own errors and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from app.errors import KronserveError
+from app.readers.bounded import gunzip, inflate, inflate_raw, unzip_members
+from app.readers.dates import NotADate, parse_dates
+from app.readers.formats import Format, read_series
+from app.readers.multipart import read_parts
+from app.readers.numeric_json import read_document
+from app.readers.regularity import settle
+from app.readers.volumes import read_json_volume, read_volume
+
+LIMIT = 1 << 16
+"""Bytes that a reader may make of its input; small, so that what passes it is seen."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """`run` on any bytes returns, or the reader is at fault; `seeds` are inputs to begin from."""
+
+    run: Callable[[bytes], None]
+    seeds: tuple[bytes, ...]
+
+
+def _allowing(read: Callable[[bytes], Any]) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        with contextlib.suppress(KronserveError):
+            read(data)
+
+    return run
+
+
+def _series(kind: Format) -> Callable[[bytes], None]:
+    def read(data: bytes) -> None:
+        for series in read_series(data, kind, LIMIT).series:
+            regular, report = settle(series, 2, fill="linear" if len(data) % 2 else None)
+            assert np.isfinite(regular.values).all()
+            assert regular.values.shape == (len(regular.names), report.used)
+
+    return _allowing(read)
+
+
+def _volume(data: bytes) -> None:
+    volume = read_volume(data, LIMIT)
+    assert volume.data.ndim == 3
+    assert volume.data.size
+    assert volume.data.dtype.kind != "f" or np.isfinite(volume.data).all()
+
+
+def _dates(data: bytes) -> None:
+    with contextlib.suppress(NotADate):
+        parse_dates(data.decode("latin-1").split("\n"), None, "Europe/Berlin" if len(data) % 2 else None)
+
+
+def _form(data: bytes) -> None:
+    read_parts(data, "multipart/form-data; boundary=b")
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def _npz(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, volume=array)
+    return stream.getvalue()
+
+
+def _nifti(array: np.ndarray) -> bytes:
+    import nibabel
+
+    data: bytes = nibabel.Nifti1Image(array, np.diag([2.0, 1.0, 3.0, 1.0])).to_bytes()
+    return data
+
+
+def _nrrd(array: np.ndarray, encoding: str) -> bytes:
+    import nrrd
+
+    stream = io.BytesIO()
+    nrrd.write(stream, array, {"encoding": encoding, "space": "LPS", "space directions": np.eye(3)})
+    return stream.getvalue()
+
+
+def _metaimage(array: np.ndarray) -> bytes:
+    size = " ".join(map(str, array.shape))
+    head = f"ObjectType = Image\nNDims = 3\nDimSize = {size}\nElementSpacing = 1 1 1\nElementType = MET_SHORT\n"
+    return f"{head}ElementDataFile = LOCAL\n".encode() + array.tobytes(order="F")
+
+
+def _dicom(number: int, deflated: bool = False) -> bytes:
+    import pydicom
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    one = Dataset()
+    one.file_meta = FileMetaDataset()
+    one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID = pydicom.uid.CTImageStorage
+    one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = f"1.2.{number + 1}"
+    explicit, packed = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.DeflatedExplicitVRLittleEndian
+    one.file_meta.TransferSyntaxUID = packed if deflated else explicit
+    one.SeriesInstanceUID, one.Modality = "1.2", "CT"
+    one.ImagePositionPatient, one.ImageOrientationPatient, one.PixelSpacing = [0, 0, number], [1, 0, 0, 0, 1, 0], [1, 1]
+    one.SamplesPerPixel, one.PhotometricInterpretation, one.Rows, one.Columns = 1, "MONOCHROME2", 2, 2
+    one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 1
+    one.RescaleSlope, one.RescaleIntercept = 1, -1024
+    one.PixelData = bytes(range(8))
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, one, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def _zip(files: list[bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, data in enumerate(files):
+            archive.writestr(f"{number}.dcm", data)
+    return stream.getvalue()
+
+
+_CUBE = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+_WIDE = b"date,a,b\n2020-01-01,1,2.5\n2020-01-02,,-3e2\n2020-01-04,5,6\n"
+_LONG = b"unique_id;ds;y\nA;01.02.2020 10:00;1,5\nA;13.02.2020 10:00;2\nB;13.02.2020 10:00;3\n"
+
+TARGETS: dict[str, Target] = {
+    "csv": Target(_series("csv"), (_WIDE, _LONG, "date\té\n2020-01-01T00:00Z\t1\n".encode("latin-1"))),
+    "json": Target(
+        _series("json"),
+        (
+            b'{"target": [[1, 2.5], [3, 4]], "names": ["a", "b"], "start": "2020-01-31", "freq": "ME", "horizon": 3}',
+            b'[{"ds": "2020-01-01", "y": 1}, {"ds": "2020-01-02", "y": null}]',
+        ),
+    ),
+    "npy": Target(_series("npy"), (_npy(np.ones((2, 5))), _npy(np.arange(3)))),
+    "dates": Target(
+        _allowing(_dates), (b"2020-01-01T10:00:00+01:00", b"13/01/2020 10:00 PM\n12/01/2020 01:00 AM", b"1 Jul 2020")
+    ),
+    "document": Target(
+        _allowing(lambda data: read_document(data, "a", LIMIT)), (b'{"a": [[1], [2]], "b": {"c": [1]}}',)
+    ),
+    "nifti": Target(_allowing(_volume), (_nifti(_CUBE), gzip.compress(_nifti(_CUBE.astype("f4")), mtime=0))),
+    "dicom": Target(
+        _allowing(_volume), (_zip([_dicom(0), _dicom(1)]), _dicom(0), _dicom(1, deflated=True), _zip([_dicom(0, True)]))
+    ),
+    "nrrd": Target(_allowing(_volume), (_nrrd(_CUBE, "raw"), _nrrd(_CUBE, "gzip"))),
+    "metaimage": Target(_allowing(_volume), (_metaimage(_CUBE),)),
+    "npz": Target(_allowing(_volume), (_npz(_CUBE), _npy(_CUBE))),
+    "volume-json": Target(
+        _allowing(lambda data: read_json_volume(data, LIMIT)), (b'{"volume": [[[0, 1]], [[1, 0]]]}',)
+    ),
+    "zip": Target(_allowing(lambda data: list(unzip_members(data, LIMIT))), (_zip([b"abc" * 50, b""]),)),
+    "gzip": Target(_allowing(lambda data: gunzip(data, LIMIT)), (gzip.compress(b"abc" * 50, mtime=0),)),
+    "deflate": Target(
+        _allowing(lambda data: (inflate_raw if len(data) % 2 else inflate)(data, LIMIT)),
+        (b"x\x9cKLJ\x06\x00\x02M\x01'",),
+    ),
+    "form": Target(
+        _allowing(_form), (b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nx\r\n--b--\r\n',)
+    ),
+}
+"""Every reader of the process itself. Parquet and Arrow are read by another process, whose end is a 400."""
