@@ -12,6 +12,8 @@ GROUP = "kronserve.commands"
 
 EPILOG = """examples:
   kronserve serve --port 8000                          serve ./model_repository
+  kronserve config                                     the settings in force, and where each comes from
+  kronserve key billing --scope inference >> keys.toml make an API key
   kronserve train hot-etth1                            train a recipe into runs/hot-etth1
   kronserve export runs/hot-etth1 --name hot-etth1 --version 1
   kronserve evaluate hot-etth1                         a bundle's metrics on its test split, as JSON
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
     parser = argparse.ArgumentParser(
         prog="kronserve",
-        description="Serve, export, train, evaluate, inspect and verify Kronecker-attention models.",
+        description="Configure, serve, export, train, evaluate, inspect and verify Kronecker-attention models.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

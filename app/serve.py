@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ipaddress
@@ -15,10 +14,9 @@ from math import ceil
 from typing import TYPE_CHECKING, cast
 
 import uvicorn
-from pydantic import ValidationError
 
+from app import configuration
 from app.http_protocol import BoundedHttpProtocol
-from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.api.grpc.server import GrpcServer
@@ -38,26 +36,9 @@ LINGER_SECONDS = 1.0
 
 def serve(argv: Sequence[str]) -> int:
     """Serve a model repository over HTTP and gRPC."""
-    parser = argparse.ArgumentParser(
-        prog="kronserve serve",
-        description="Serve a model repository over HTTP and gRPC. Every option is also the variable in brackets.",
-        epilog="example: kronserve serve --repository model_repository --host 0.0.0.0 --port 8000",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for name, field in Settings.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            default=argparse.SUPPRESS,
-            metavar=name.split("_")[-1].upper(),
-            help=f"{field.description} [KRONSERVE_{name.upper()}, default {default}]",
-        )
-    try:
-        settings = Settings(**vars(parser.parse_args(argv)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        parser.error(f"--{name.replace('_', '-')} (KRONSERVE_{name.upper()}): {first['msg']}, got {first['input']!r}")
+    example = "example: kronserve serve --repository model_repository --port 8000"
+    parser = configuration.parser("serve", "Serve a model repository over HTTP and gRPC.", example)
+    settings, _ = configuration.read(parser, argv)
     if settings.keys is None and not settings.open and not _is_loopback(settings.host):
         parser.error(
             f"--host {settings.host} lets others in: name an API key file with --keys (KRONSERVE_KEYS), "

@@ -1,4 +1,4 @@
-"""Every knob of the service, with unit and default; read from KRONSERVE_* environment variables."""
+"""Every knob of the service, with unit and default; `configuration.py` says where they are read from."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from math import ceil
 from pathlib import Path
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 MIB = 1 << 20
+PREFIX = "KRONSERVE_"
 
 
 class Settings(BaseSettings):
     """What an operator can set. Sizes are bytes, times are seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="KRONSERVE_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
+    config: Path | None = Field(None, description="TOML file of settings, by the names of these options with _ for -.")
     repository: Path = Field(Path("model_repository"), description="Folder of NAME/VERSION bundles.")
     version_policy: str = Field(
         "all", description="Versions to serve: all, latest:N, or 1,3; NAME=.. for one model; joined by ;."
@@ -79,10 +87,28 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
 
-    @field_validator("grpc_port", "trusted_keys", "keys", mode="before")
+    @field_validator("grpc_port", "trusted_keys", "keys", "config", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in code first, then the environment, then the file that one of them names."""
+        assert isinstance(init_settings, InitSettingsSource)
+        file = init_settings.init_kwargs.get("config") or env_settings().get("config")
+        if not file:
+            return init_settings, env_settings
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"there is no file {file}")
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
 
     def cpu_cores(self) -> int:
         """Cores this process may use: its affinity, or a container's CPU quota where that is less."""

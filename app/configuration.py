@@ -1,0 +1,70 @@
+"""Settings from where operators put them: command line, then KRONSERVE_* variables, then a TOML file, then defaults."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from app.settings import PREFIX, Settings
+
+
+def parser(command: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser with every setting as an option."""
+    made = argparse.ArgumentParser(
+        prog=f"kronserve {command}",
+        description=f"{description} Every option is also the variable in brackets, and a line of the TOML file.",
+        epilog=epilog,
+    )
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        made.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            metavar=name.split("_")[-1].upper(),
+            help=f"{field.description} [{PREFIX}{name.upper()}, default {default}]".replace("%", "%%"),
+        )
+    return made
+
+
+def read(parsing: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Settings, dict[str, str]]:
+    """The settings in force, and where each that is not at its default comes from. A bad one ends the program."""
+    given: dict[str, Any] = vars(parsing.parse_args(argv))
+    variables = {key.upper() for key in os.environ}
+    sources = {name: f"{PREFIX}{name.upper()}" for name in Settings.model_fields if PREFIX + name.upper() in variables}
+    sources |= {name: f"--{name.replace('_', '-')}" for name in given}
+    try:
+        settings = Settings(**given)
+        if settings.config is not None:
+            listed = tomllib.loads(settings.config.read_text("utf-8"))
+            sources = dict.fromkeys(listed, settings.config.name) | sources
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        parsing.error(f"--{name.replace('_', '-')} ({PREFIX}{name.upper()}): {first['msg']}, got {first['input']!r}")
+    except (OSError, ValueError) as error:  # of the file
+        parsing.error(f"--config ({PREFIX}CONFIG): {error}")
+    return settings, sources
+
+
+def config(argv: Sequence[str]) -> int:
+    """Print the settings in force as TOML, each with where it comes from."""
+    options = parser("config", "Print the settings in force.", "example: KRONSERVE_PORT=9000 kronserve config")
+    settings, sources = read(options, argv)
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+        sys.stdout.write(line + (f"  # {sources[name]}" if name in sources else "") + "\n")
+    return 0
+
+
+def _toml(value: object) -> str:
+    # JSON's strings, numbers and booleans are TOML's.
+    return orjson.dumps(str(value) if isinstance(value, Path) else value).decode()
