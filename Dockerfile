@@ -66,7 +66,7 @@ WORKDIR /tmp
 EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-  CMD ["python", "-Ic", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['KRONSERVE_PORT']), timeout=4); c.request('GET', '/v2/health/ready'); sys.exit(c.getresponse().status != 200)"]
+  CMD ["python", "-Ic", "import http.client, os, ssl, sys; at = ('127.0.0.1', int(os.environ['KRONSERVE_PORT'])); c = http.client.HTTPSConnection(*at, timeout=4, context=ssl._create_unverified_context()) if os.environ.get('KRONSERVE_TLS_CERTIFICATE') else http.client.HTTPConnection(*at, timeout=4); c.request('GET', '/v2/health/ready'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["kronserve"]
 CMD ["serve"]
 

@@ -47,6 +47,8 @@ def read(parsing: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Setting
             sources = dict.fromkeys(listed, settings.config.name) | sources
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of several settings together
+            parsing.error(first["msg"])
         name = str(first["loc"][0])
         parsing.error(f"--{name.replace('_', '-')} ({PREFIX}{name.upper()}): {first['msg']}, got {first['input']!r}")
     except (OSError, ValueError) as error:  # of the file

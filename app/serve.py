@@ -62,9 +62,15 @@ def serve(argv: Sequence[str]) -> int:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=ceil(settings.shutdown_grace) + ANSWER_SECONDS,
     )
+    try:
+        config.load()
+    except OSError as error:  # of the certificate or the key; ssl.SSLError is one
+        parser.error(f"--tls-certificate (KRONSERVE_TLS_CERTIFICATE), --tls-key (KRONSERVE_TLS_KEY): {error}")
     server = Server(config, service)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from math import ceil
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -49,6 +50,8 @@ class Settings(BaseSettings):
     open: bool = Field(
         False, description="Serve without keys on an address that others can reach, not just on loopback."
     )
+    tls_certificate: Path | None = Field(None, description="PEM file of a certificate chain: speak TLS, on both ports.")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto: CUDA when a GPU is usable, else CPU.")
     gpu_memory_bytes: int = Field(
         0, ge=0, description="Most GPU memory of one model's arena, bytes; 0: as much as there is."
@@ -87,10 +90,16 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
 
-    @field_validator("grpc_port", "trusted_keys", "keys", "config", mode="before")
+    @field_validator("grpc_port", "trusted_keys", "keys", "config", "tls_certificate", "tls_key", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key come together")
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -24,10 +25,12 @@ class Server:
     port: int
     grpc_port: int
     log: Path
+    trust: ssl.SSLContext | None = None
+    """How a client knows the server, where it speaks TLS."""
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.trust is None else 'https'}://127.0.0.1:{self.port}"
 
     def resident_bytes(self) -> int:
         """Resident memory of the process."""
@@ -46,7 +49,9 @@ class Server:
 
 
 @contextmanager
-def serving(repository: Path, log: Path, *options: str, wait_ready: bool = True) -> Iterator[Server]:
+def serving(
+    repository: Path, log: Path, *options: str, wait_ready: bool = True, trust: ssl.SSLContext | None = None
+) -> Iterator[Server]:
     """Run `kronserve serve` on `repository`; ready when the block starts, killed when it ends."""
     with socket.socket() as http, socket.socket() as grpc:
         for probe in (http, grpc):
@@ -59,7 +64,7 @@ def serving(repository: Path, log: Path, *options: str, wait_ready: bool = True)
             stdout=stream,
             stderr=subprocess.STDOUT,
         )
-    server = Server(process, port, grpc_port, log)
+    server = Server(process, port, grpc_port, log, trust)
     try:
         _wait(server, "/v2/health/ready" if wait_ready else "/v2/health/live")
         yield server
@@ -74,7 +79,7 @@ def _wait(server: Server, path: str, patience: float = 60.0) -> None:
         if server.process.poll() is not None:
             break
         try:
-            if httpx.get(server.url + path).status_code == 200:
+            if httpx.get(server.url + path, verify=server.trust or True).status_code == 200:
                 return
         except httpx.TransportError:
             pass

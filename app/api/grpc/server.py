@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -40,10 +41,15 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         enable_server_reflection((methods.SERVICE_NAME, HEALTH, REFLECTION), self._server)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"{host}:{settings.grpc_port}"
         try:
-            self.port: int = self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+            self.port: int = (
+                self._server.add_insecure_port(address)
+                if settings.tls_certificate is None or settings.tls_key is None
+                else self._server.add_secure_port(address, _credentials(settings.tls_certificate, settings.tls_key))
+            )
         except RuntimeError as error:
-            raise OSError(f"gRPC cannot listen on {host}:{settings.grpc_port}: {error}") from error
+            raise OSError(f"gRPC cannot listen on {address}: {error}") from error
 
     async def start(self) -> None:
         """Accept calls."""
@@ -57,3 +63,7 @@ class GrpcServer:
         if self._calls.began:
             await asyncio.sleep(LINGER_SECONDS)
         await self._server.stop(grace)
+
+
+def _credentials(certificate: Path, key: Path) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
