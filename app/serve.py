@@ -17,6 +17,7 @@ import uvicorn
 
 from app import configuration
 from app.http_protocol import BoundedHttpProtocol
+from app.journal import set_up_logging
 
 if TYPE_CHECKING:
     from app.api.grpc.server import GrpcServer
@@ -44,7 +45,7 @@ def serve(argv: Sequence[str]) -> int:
             f"--host {settings.host} lets others in: name an API key file with --keys (KRONSERVE_KEYS), "
             "or say --open true (KRONSERVE_OPEN) to serve everybody"
         )
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logging(settings.log_level, settings.log_format)
     from app.api.direct import DirectInference
     from app.main import create_app
 

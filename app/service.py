@@ -15,6 +15,7 @@ from app.engine.scheduler import Scheduler
 from app.errors import Unavailable
 from app.inference_statistics import InferenceStatistics
 from app.integrity import trusted_keys
+from app.journal import Journal
 from app.metrics import Metrics
 from app.readers.byte_budget import ByteBudget
 from app.settings import Settings
@@ -42,6 +43,7 @@ class Service:
         self.device = device.choose(settings)
         logger.info("device: %s (%s), %d executors", self.device.kind, self.device.reason, self.device.executors)
         self.metrics = Metrics()
+        self.journal = Journal(settings.log_requests, settings.log_slow)
         self.body_budget = ByteBudget(settings.max_inflight_bytes, settings.queue_budget)
         self.statistics = InferenceStatistics()
         self.scheduler = Scheduler(

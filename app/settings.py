@@ -89,6 +89,11 @@ class Settings(BaseSettings):
         4096, ge=0, description="Smallest tensor answer that is compressed when its client accepts that, bytes."
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
+    log_format: str = Field("text", pattern="^(text|json)$", description="Form of log lines: text or json.")
+    log_requests: bool = Field(False, description="Write a line about every request.")
+    log_slow: float = Field(
+        0.0, ge=0, description="Write a line about requests that took at least so many seconds; 0: about none."
+    )
 
     @field_validator("grpc_port", "trusted_keys", "keys", "config", "tls_certificate", "tls_key", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, encode_response
 from app.direct_exchange import Answering, DirectExchange, Headers
 from app.engine.runtime import Model
 from app.errors import InferenceFailed, KronserveError
+from app.journal import REQUEST_ID
 from app.readers.offload import INLINE_BYTES
 from app.service import Service
 
@@ -45,7 +46,7 @@ class DirectInference:
         if route is None:
             return None
         size = -1
-        header_length = accept_encoding = timeout = None
+        header_length = accept_encoding = timeout = request_id = None
         for name, value in headers:
             if name == b"content-length":
                 if len(value) > LONGEST_LENGTH or not value.isdigit():
@@ -59,6 +60,8 @@ class DirectInference:
                 accept_encoding = value
             elif name == deadline.RAW_HEADER:
                 timeout = value
+            elif name == REQUEST_ID:
+                request_id = value
             elif name in NOT_PLAIN:
                 return None
         if not 0 <= size <= self._largest or not self._service.body_budget.take_at_once(size):
@@ -70,7 +73,7 @@ class DirectInference:
             except KronserveError:
                 self._service.body_budget.give(size)
                 return None  # the gate before the application finds the same, and answers
-        return _Inference(self, self._service, route, size, header_length, accept_encoding, timeout, let_in)
+        return _Inference(self, self._service, route, size, header_length, accept_encoding, timeout, let_in, request_id)
 
     def later(self, work: Coroutine[None, None, None]) -> None:
         """Run what must be awaited, and hold it until it ends."""
@@ -92,6 +95,7 @@ class _Inference:
         "_let_in",
         "_model",
         "_request",
+        "_request_id",
         "_route",
         "_service",
         "_size",
@@ -113,10 +117,11 @@ class _Inference:
         accept_encoding: bytes | None,
         timeout: bytes | None,
         let_in: Pass | None,
+        request_id: bytes | None,
     ) -> None:
         self._handler, self._service, self._route, self._size = handler, service, route, size
         self._header_length, self._accept_encoding, self._timeout = header_length, accept_encoding, timeout
-        self._let_in = let_in
+        self._let_in, self._request_id = let_in, service.journal.request_id(request_id)
         self._started = time.perf_counter()
         self._future: Future | None = None
 
@@ -157,15 +162,18 @@ class _Inference:
             self._fail(error)
 
     def _respond(self, answer: Answer) -> None:
-        if self._service.draining:
-            self._exchange.keep_alive = False
-        self._exchange.respond(200, answer.headers(), answer.pieces)
+        self._send(200, answer.headers(), answer.pieces)
 
     def _fail(self, error: Exception) -> None:
+        response = error_response(error) if isinstance(error, KronserveError) else unexpected_response(error)
+        self._send(response.status_code, response.raw_headers, [bytes(response.body)])
+
+    def _send(self, status: int, headers: list[tuple[bytes, bytes]], pieces: list[bytes]) -> None:
         if self._service.draining:
             self._exchange.keep_alive = False
-        response = error_response(error) if isinstance(error, KronserveError) else unexpected_response(error)
-        self._exchange.respond(response.status_code, response.raw_headers, [bytes(response.body)])
+        if self._request_id is not None:
+            headers.append((REQUEST_ID, self._request_id))
+        self._exchange.respond(status, headers, pieces)
 
     def ended(self, status: int | None) -> None:
         """See `direct_exchange.Answering`: nobody waits any more."""
@@ -175,4 +183,6 @@ class _Inference:
         if self._let_in is not None:
             self._let_in.leave()
         status = CLIENT_LEFT if status is None else status
-        self._service.metrics.answered(INFER_ROUTE.path, status, time.perf_counter() - self._started)
+        seconds = time.perf_counter() - self._started
+        self._service.metrics.answered(INFER_ROUTE.path, status, seconds)
+        self._service.journal.answered("http", INFER_ROUTE.path, status, seconds, self._request_id)

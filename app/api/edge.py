@@ -17,6 +17,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.answers import CLIENT_LEFT
+from app.journal import REQUEST_ID
 from app.service import Service
 
 LINGER_SECONDS = 10.0
@@ -34,6 +35,9 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        journal = self._service.journal
+        given = next((value for name, value in scope["headers"] if name == REQUEST_ID), None)
+        request_id = journal.request_id(given)
         status = CLIENT_LEFT
         unread = True
 
@@ -47,8 +51,11 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if self._service.draining:
-                    message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+                more = [(b"connection", b"close")] if self._service.draining else []
+                if request_id is not None:
+                    more.append((REQUEST_ID, request_id))
+                if more:
+                    message = {**message, "headers": [*message["headers"], *more]}
             elif status >= 400 and unread and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 await _drop_rest(receive_and_note, lambda: unread)
@@ -63,7 +70,9 @@ class Edge:
         finally:
             route = scope.get("route")
             template = getattr(route, "path", "unmatched")
-            self._service.metrics.answered(template, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._service.metrics.answered(template, status, seconds)
+            journal.answered("http", template, status, seconds, request_id)
 
 
 async def _drop_rest(receive: Receive, unread: Callable[[], bool]) -> None:

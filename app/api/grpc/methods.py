@@ -26,6 +26,7 @@ from app.api.grpc.statuses import LONGEST_MESSAGE, status_code, trailing_metadat
 from app.api.model_config import model_config
 from app.engine.runtime import Model
 from app.errors import DeadlineExceeded, InferenceFailed, InvalidRequest, KronserveError, Unavailable
+from app.journal import REQUEST_ID
 from app.readers.byte_budget import SMALL
 from app.readers.offload import INLINE_BYTES, offload
 from app.service import Service
@@ -85,7 +86,12 @@ class Calls:
                 logger.error("unexpected %s", type(error).__name__, exc_info=error)
                 code, failure = grpc.StatusCode.INTERNAL, KronserveError("internal error")
             finally:
-                service.metrics.called(name, code.name, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                service.metrics.called(name, code.name, seconds)
+                if not service.journal.silent:
+                    given = _metadata(context, REQUEST_ID.decode())
+                    request_id = service.journal.request_id(given[0].encode() if len(given) == 1 else None)
+                    service.journal.answered("grpc", name, code.name, seconds, request_id)
             failure.__traceback__ = None  # it would hold the message until the next garbage collection
             await context.abort(code, failure.message[:LONGEST_MESSAGE], trailing_metadata(failure))
             raise AssertionError("abort raises")
@@ -217,8 +223,12 @@ def _scope(name: str) -> Scope | None:
 
 
 def _presented(context: Context) -> str | None:
-    given = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+    given = _metadata(context, "authorization")
     return bearer(given[0]) if len(given) == 1 else None
+
+
+def _metadata(context: Context, key: str) -> list[str]:
+    return [value for name, value in context.invocation_metadata() or () if name == key]
 
 
 def _parse(kind: type[Request], body: bytes) -> Request:

@@ -1,0 +1,72 @@
+"""What is written of requests and events: one line for each, as text or as JSON, and never anything of a payload."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from dataclasses import dataclass
+
+from pythonjsonlogger.orjson import OrjsonFormatter
+
+logger = logging.getLogger("kronserve.requests")
+
+REQUEST_ID = b"x-request-id"
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+"""Visible ASCII, so that an id cannot forge lines."""
+
+TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
+
+
+def set_up_logging(level: str, log_format: str) -> None:
+    """Send the root logger's lines to standard error, as "text" or as "json"."""
+    handler = logging.StreamHandler()
+    if log_format == "json":
+        handler.setFormatter(OrjsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=FIELDS))
+    else:
+        handler.setFormatter(logging.Formatter(TEXT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Lines about answered requests. every: one for each; slow: one for those that took so many seconds, 0 for none."""
+
+    every: bool
+    slow: float
+
+    @property
+    def silent(self) -> bool:
+        """Whether no request is ever written of."""
+        return not self.every and self.slow <= 0
+
+    def request_id(self, given: bytes | None) -> bytes | None:
+        """The id of a request: its caller's, else one of ours if there will be a line that names it."""
+        if given is not None and _ID.fullmatch(given):
+            return given
+        return uuid.uuid4().hex.encode() if self.every else None
+
+    def answered(self, protocol: str, route: str, status: int | str, seconds: float, request_id: bytes | None) -> None:
+        """A request was answered. route: a template or a method, never a caller's path. status: HTTP's or gRPC's."""
+        slow = 0 < self.slow <= seconds
+        if not (self.every or slow):
+            return
+        shown = request_id.decode("ascii") if request_id is not None else "-"
+        logger.log(
+            logging.WARNING if slow else logging.INFO,
+            "%s %s %s %.1f ms %s",
+            protocol,
+            route,
+            status,
+            1e3 * seconds,
+            shown,
+            extra={
+                "protocol": protocol,
+                "route": route,
+                "status": status,
+                "seconds": round(seconds, 6),
+                "request_id": shown,
+                "slow": slow,
+            },
+        )
