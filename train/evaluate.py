@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from app.manifest import Forecasting, Manifest, VolumeClassification
-from app.readers.series import Series
+from app.readers.series import MAX_VARIATES, Series
 from app.readers.volume import Volume
 from app.tasks import classification, forecasting
 from app.tasks.preprocessing import preprocess
@@ -64,8 +64,8 @@ def _session(bundle: Path, manifest: Manifest) -> Run:
     return run
 
 
-def _steps(count: int, label: str, progress: bool) -> Iterable[range]:
-    ranges = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+def _steps(count: int, label: str, progress: bool, batch: int = BATCH) -> Iterable[range]:
+    ranges = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
     return tqdm(ranges, desc=label, unit="batch", file=sys.stderr, disable=not progress)
 
 
@@ -99,7 +99,9 @@ def _evaluate_series(
     errors = ForecastErrors(rows, task.lookback, horizons)
     windows = lookback_windows(rows, task.lookback)
     chosen = range(0, max(errors.windows.values()), every)
-    for steps in _steps(len(chosen), loaded.name, progress):
+    # A batch is prepared as one series, which may not be wider than a request's.
+    batch = max(1, min(BATCH, MAX_VARIATES // rows.shape[1]))
+    for steps in _steps(len(chosen), loaded.name, progress, batch):
         numbers = chosen[steps.start : steps.stop]
         errors.add(numbers, _forecasts(run, task, windows[numbers.start : numbers.stop : every]))
     return errors.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,21 @@ def test_the_last_values_error_on_etth1(data: Path, tmp_path: Path) -> None:
         average.append(found["mse"])
     assert metrics["values"]["96"]["windows"] == 2785
     assert metrics["values"]["average"]["mse"] == pytest.approx(np.mean(average), rel=1e-12)
+
+
+@pytest.mark.real_data
+def test_the_last_values_error_on_every_hundredth_window_of_weather(data: Path, tmp_path: Path) -> None:
+    """21 variates, so that a batch of windows has more of them than a request may have."""
+    metrics = evaluate_bundle(bundles.last_value(tmp_path / "m" / "1", "weather"), "test", data, every=100)["values"]
+    with zipfile.ZipFile(data / "weather.zip") as archive, archive.open("weather/weather.csv") as file:
+        table = pd.read_csv(file, encoding="latin-1").drop(columns="date").to_numpy(dtype=np.float64)
+    train, test = int(len(table) * 0.7), int(len(table) * 0.2)
+    scaled = (table - table[:train].mean(axis=0)) / table[:train].std(axis=0)
+    for horizon in (96, 720):
+        origins = np.arange(len(table) - test, len(table) - horizon + 1)[::100]
+        errors = np.stack([scaled[origin : origin + horizon] - scaled[origin - 1] for origin in origins])
+        assert metrics[str(horizon)]["windows"] == len(origins)
+        assert metrics[str(horizon)]["mse"] == pytest.approx(np.square(errors).mean(), rel=1e-5)
 
 
 @pytest.mark.real_data
