@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ import onnxruntime as ort
 
 logger = logging.getLogger(__name__)
 
+CACHE_LINE = 64
 GRAPH, WEIGHTS, SUMS = "model.onnx", "weights.bin", "sha256.json"
 
 
@@ -55,15 +57,11 @@ def build(graph: Path, folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
-        options = session_options(1)
-        options.optimized_model_filepath = str(partial / GRAPH)
-        for name, value in (
-            ("session.optimized_model_external_initializers_file_name", WEIGHTS),
-            ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
-            ("session.save_external_prepacked_constant_initializers", "1"),
-        ):
-            options.add_session_config_entry(name, value)
-        ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        _write(graph, partial, prepacked=True)
+        if _misaligned(partial / GRAPH):
+            for file in partial.iterdir():
+                file.unlink()
+            _write(graph, partial, prepacked=False)
         sums = {
             file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in partial.iterdir() if file.is_file()
         }
@@ -76,6 +74,29 @@ def build(graph: Path, folder: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder / GRAPH
+
+
+def _write(graph: Path, folder: Path, *, prepacked: bool) -> None:
+    options = session_options(1)
+    options.optimized_model_filepath = str(folder / GRAPH)
+    for name, value in (
+        ("session.optimized_model_external_initializers_file_name", WEIGHTS),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+        ("session.save_external_prepacked_constant_initializers", str(int(prepacked))),
+    ):
+        options.add_session_config_entry(name, value)
+    ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def _misaligned(graph: Path) -> bool:
+    """Whether a prepacked weight lies in the file where wide loads cannot read it.
+
+    ONNX Runtime writes one after the other without padding and maps them as they lie; its kernels expect prepacked
+    weights on a cache line, and the process dies at the first run (seen with 1.31, a weight of 7,776 bytes before
+    them). The graph's text names each as KERNEL+HASH|OFFSET;LENGTH;FLAG. Each session then packs its own copies.
+    """
+    offsets = re.findall(rb"\+\d+\|(\d+);\d+;\d", graph.read_bytes())
+    return any(int(offset) % CACHE_LINE for offset in offsets)
 
 
 def session_options(threads: int) -> ort.SessionOptions:
