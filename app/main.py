@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from app.api import answers, oip, oip_control, operations
+from app.api import answers, oip, oip_control, operations, timeseries
+from app.api.backtests import router as evaluate
 from app.api.classify import router as classify
 from app.api.edge import Edge
 from app.api.forecast import router as forecast
@@ -52,6 +53,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     oip.install(app, service)
     app.include_router(forecast)
     app.include_router(classify)
+    app.include_router(evaluate)
+    timeseries.install(app, service)
     operations.install(app, service)
     return app
 

@@ -140,6 +140,32 @@ Step = Annotated[Reorient | Resample | Clip | Normalise | Binarise | Crop | Pad 
 """One step of a volume's preprocessing, applied in the order of the manifest."""
 
 
+class Intervals(Part):
+    """Quantiles of forecast errors on a split that training did not see, for prediction intervals.
+
+    An error is target minus forecast, in units of the standard deviation of the window that the forecast came from.
+    `errors`: for each variate by name, and for all of them together under "", one list a step of `steps` (counted from
+    1; between them errors are interpolated) with one number a probability of `probabilities` (ascending, in mirrored
+    pairs around 0.5).
+    """
+
+    split: str
+    windows: int = Field(gt=0)
+    steps: tuple[int, ...] = Field(min_length=1)
+    probabilities: tuple[float, ...] = Field(min_length=2)
+    errors: dict[str, tuple[tuple[float, ...], ...]]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Intervals:
+        if "" not in self.errors:
+            raise ValueError('errors must hold "", of all variates together')
+        shape = (len(self.steps), len(self.probabilities))
+        for name, rows in self.errors.items():
+            if len(rows) != shape[0] or any(len(row) != shape[1] for row in rows):
+                raise ValueError(f"errors of {name!r} are not {shape[0]} steps of {shape[1]} probabilities")
+        return self
+
+
 class Forecasting(Part):
     """A forecaster: the last `lookback` steps of every variate in, `horizon` steps of every variate out.
 
@@ -155,6 +181,8 @@ class Forecasting(Part):
     """Names of the variates it was trained on; any number of any others is accepted."""
     frequency: str | None = None
     """Sampling step of the training data as a pandas offset alias ("h", "10min")."""
+    intervals: Intervals | None = None
+    """Written by `kronserve calibrate`."""
 
 
 class VolumeClassification(Part):

@@ -107,7 +107,7 @@ def _dicom(number: int, deflated: bool = False) -> bytes:
     one = Dataset()
     one.file_meta = FileMetaDataset()
     one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID = pydicom.uid.CTImageStorage
-    one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = f"1.2.{number + 1}"
+    one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = pydicom.uid.UID(f"1.2.{number + 1}")
     explicit, packed = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.DeflatedExplicitVRLittleEndian
     one.file_meta.TransferSyntaxUID = packed if deflated else explicit
     one.SeriesInstanceUID, one.Modality = "1.2", "CT"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import Query, Request
@@ -11,6 +11,7 @@ from starlette.responses import Response
 from app.api.answers import error_responses
 from app.api.forecast_answers import CSV, FORECAST_SCHEMA, JSON, NPY, Answer, encoded
 from app.api.forecast_runs import run_forecasts
+from app.api.interval_runs import check_intervals, history_needed, run_quantiles
 from app.api.negotiation import choose
 from app.api.series_query import SeriesOptions, SeriesQuery
 from app.api.task_routes import require_task, task_router
@@ -22,6 +23,7 @@ from app.readers.libraries import offload_with
 from app.readers.regularity import Report, settle
 from app.service import Service
 from app.tasks import forecasting
+from app.tasks.intervals import parse_probabilities
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 _RECORDS = {
@@ -47,7 +49,7 @@ _SERIES = {
 }
 _BINARY = {"type": "string", "format": "binary"}
 _CSV_EXAMPLE = "date,load,temperature\n2016-07-01T00:00:00,5.8,30.5\n2016-07-01T01:00:00,5.7,27.8\n"
-_REQUEST_BODY: dict[str, Any] = {
+REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
         CSV: {"schema": {"type": "string"}, "example": _CSV_EXAMPLE},
@@ -98,16 +100,31 @@ Horizon = Annotated[
 ]
 
 
-async def forecast(request: Request, model: str, options: SeriesOptions, horizon: Horizon = None) -> Response:
+Numbers = Annotated[
+    list[str] | None,
+    Query(description="quantiles: 0.005 to 0.995; level: percent of central intervals. Repeated, or parted by commas."),
+]
+
+
+async def forecast(
+    request: Request,
+    model: str,
+    options: SeriesOptions,
+    horizon: Horizon = None,
+    quantiles: Numbers = None,
+    level: Numbers = None,
+) -> Response:
     """Forecast every series in the body from its last `lookback` steps.
 
     A wide table is one series of many variates; a long one (unique_id, ds, y) is many series, batched together. Query
     parameters and the JSON body's `horizon` and `freq` mean the same; where both are given they must agree. A horizon
-    past the model's own takes forecasts for history. Ask for CSV or .npy by `Accept`.
+    past the model's own takes forecasts for history. `quantiles` and `level` add prediction intervals. Ask for CSV or
+    .npy by `Accept`.
     """
     service: Service = request.app.state.service
     loaded = service.repository.get(model, request.path_params.get("version"))
     spec = require_task(loaded, Forecasting, "does not forecast")
+    probabilities = parse_probabilities(quantiles, level)
     media_type = choose(", ".join(request.headers.getlist("accept")), (JSON, CSV, NPY))
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
@@ -116,11 +133,25 @@ async def forecast(request: Request, model: str, options: SeriesOptions, horizon
         upload = uploads[0]
 
         def decode() -> list[Settled]:
-            return _decode(upload, options, spec, horizon, loaded.inputs[0].name, service.settings.max_decoded_bytes)
+            settled = decoded(
+                upload,
+                options,
+                spec,
+                horizon,
+                loaded.inputs[0].name,
+                service.settings.max_decoded_bytes,
+                keep=history_needed(spec, probabilities),
+            )
+            check_intervals(loaded, spec, settled[0].prepared.horizon, probabilities)
+            return settled
 
         settled = await offload_with("pandas", len(upload.data), decode)
     forecasts = await run_forecasts(service, request, loaded, [one.prepared for one in settled])
     answers = [Answer(forecast, one.report) for forecast, one in zip(forecasts, settled, strict=True)]
+    if probabilities:
+        prepared = [one.prepared for one in settled]
+        found = await run_quantiles(service, request, loaded, prepared, forecasts, probabilities)
+        answers = [replace(answer, quantiles=one) for answer, one in zip(answers, found, strict=True)]
 
     def encode() -> bytes:
         return encoded(loaded, answers, media_type)
@@ -138,9 +169,17 @@ class Settled:
     report: Report
 
 
-def _decode(
-    upload: Upload, options: SeriesQuery, spec: Forecasting, horizon: int | None, input_name: str, limit: int
+def decoded(
+    upload: Upload,
+    options: SeriesQuery,
+    spec: Forecasting,
+    horizon: int | None,
+    input_name: str,
+    limit: int,
+    *,
+    keep: int | None,
 ) -> list[Settled]:
+    """Every series of an upload, ready for the model; `keep` steps of its history at most, all of them if None."""
     payload_format = format_of(upload.data, upload.media_type, upload.filename)
     payload = read_series(upload.data, payload_format, limit, options.selection(), options.freq)
     if horizon is not None and payload.horizon is not None and horizon != payload.horizon:
@@ -149,9 +188,7 @@ def _decode(
     settled = []
     for series in payload.series:
         try:
-            regular, report = settle(
-                series, spec.lookback, keep=spec.lookback, frequency=payload.frequency, fill=options.fill
-            )
+            regular, report = settle(series, spec.lookback, keep=keep, frequency=payload.frequency, fill=options.fill)
             settled.append(Settled(forecasting.prepare(regular, spec, steps, input_name=input_name), report))
         except UnusableInput as error:
             if series.id is not None:
@@ -161,5 +198,5 @@ def _decode(
 
 
 router = task_router(
-    forecast, "forecast", "Forecast a series", responses=_RESPONSES, openapi_extra={"requestBody": _REQUEST_BODY}
+    forecast, "forecast", "Forecast a series", responses=_RESPONSES, openapi_extra={"requestBody": REQUEST_BODY}
 )

@@ -25,7 +25,8 @@ async def run_forecasts(
     passes: list[list[forecasting.Forecast]] = [[] for _ in prepared]
     current = list(prepared)
     while True:
-        outputs = await _submit(service, request, model, current)
+        (name,) = current[0].tensors
+        outputs = await _submit(service, request, model, [one.tensors[name] for one in current])
 
         def finish(
             current: list[forecasting.Prepared] = current, outputs: dict[str, np.ndarray] = outputs
@@ -44,11 +45,16 @@ async def run_forecasts(
         current = [forecasting.roll(one, done[-1], spec) for one, done in zip(current, passes, strict=True)]
 
 
+async def run_rows(service: Service, request: Request, model: Model, rows: np.ndarray) -> np.ndarray:
+    """The graph's first output for rows (n, variates, lookback) that are scaled already: (n, variates, head)."""
+    answer = await _submit(service, request, model, [rows[at : at + 1] for at in range(len(rows))])
+    return answer[model.ordinary_outputs[0]]
+
+
 async def _submit(
-    service: Service, request: Request, model: Model, prepared: Sequence[forecasting.Prepared]
+    service: Service, request: Request, model: Model, rows: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    (name,) = prepared[0].tensors
-    rows = [one.tensors[name] for one in prepared]
+    name = model.inputs[0].name
     batches = [np.concatenate(rows)] if model.batched else rows
     inputs = ({name: batch} for batch in batches)
     answers = await run_all(service, request, model, inputs, model.ordinary_outputs[:1])

@@ -123,12 +123,12 @@ def _spacing(header: Any) -> tuple[float, float, float] | None:
 
 
 def _affine(header: Any) -> npt.NDArray[np.float64] | None:
-    import nibabel as nib
+    from nibabel.spatialimages import HeaderDataError
 
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
         return None  # the file says nothing of its orientation; a default would turn it at random
     try:
         affine = np.asarray(header.get_best_affine(), np.float64)
-    except (ValueError, nib.spatialimages.HeaderDataError, np.linalg.LinAlgError) as exc:
+    except (ValueError, HeaderDataError, np.linalg.LinAlgError) as exc:
         raise InvalidRequest("the NIfTI header's orientation is broken") from exc
     return checked_affine(affine)

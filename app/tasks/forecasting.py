@@ -139,7 +139,7 @@ def finish(prepared: Prepared, outputs: Mapping[str, npt.NDArray[np.generic]]) -
     if not np.isfinite(values).all():
         raise InferenceFailed("the model's forecast is not finite")
     for row in np.flatnonzero(~prepared.constant):
-        values[row] = _drop_noise(values[row], float(prepared.scale[row, 0]))
+        values[row] = drop_noise(values[row], float(prepared.scale[row, 0]))
     series, timestamps = prepared.series, None
     if series.timestamps is not None and series.frequency is not None:
         timestamps = calendar.stamps_after(series.timestamps[-1], series.frequency, values.shape[1])
@@ -170,7 +170,7 @@ def joined(passes: Sequence[Forecast]) -> Forecast:
     return replace(first, timestamps=stamps, values=values, rolled=True)
 
 
-def _drop_noise(values: npt.NDArray[np.float64], scale: float) -> npt.NDArray[np.float64]:
+def drop_noise(values: npt.NDArray[np.float64], scale: float) -> npt.NDArray[np.float64]:
     """Values in decimals down to a millionth of `scale`; as they are where decimals do not reach that far."""
     decimals = 6 - floor(log10(scale))
     return values.round(decimals) if -15 <= decimals <= 15 else values

@@ -1,0 +1,170 @@
+"""POST /v1/models/{model}/evaluate: a series with its outcome in, the model's errors on it out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+from fastapi import Query, Request
+from starlette.responses import Response
+
+from app.api.answers import error_responses
+from app.api.forecast import REQUEST_BODY, Settled, decoded
+from app.api.forecast_runs import run_rows
+from app.api.series_query import SeriesOptions
+from app.api.task_routes import require_task, task_router
+from app.api.uploads import read_uploads
+from app.engine.runtime import Model
+from app.errors import InvalidRequest, UnusableInput
+from app.manifest import Forecasting
+from app.readers.libraries import offload_with
+from app.service import Service
+from app.tasks import backtest, intervals
+
+JSON = "application/json"
+MAX_WINDOWS = 1000
+
+_ERRORS = {
+    "type": "object",
+    "properties": {"mse": {"type": "number"}, "mae": {"type": "number"}, "mase": {"type": ["number", "null"]}},
+}
+_HORIZON = {
+    "type": "object",
+    "required": ["model", "seasonal_naive", "coverage"],
+    "properties": {
+        "model": _ERRORS,
+        "seasonal_naive": _ERRORS,
+        "coverage": {"type": "object", "description": "by calibration and level, of bundles with intervals"},
+    },
+}
+_SERIES = {
+    "type": "object",
+    "required": ["id", "windows", "season", "horizons", "input"],
+    "properties": {
+        "id": {"type": ["string", "null"]},
+        "windows": {"type": "integer"},
+        "season": {"type": "integer"},
+        "horizons": {"type": "object", "additionalProperties": _HORIZON},
+        "input": {"type": "object", "additionalProperties": {"type": "integer"}},
+    },
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Errors by horizon",
+        "content": {
+            JSON: {
+                "schema": {
+                    "type": "object",
+                    "required": ["model", "version", "series"],
+                    "properties": {
+                        "model": {"type": "string"},
+                        "version": {"type": "string"},
+                        "series": {"type": "array", "items": _SERIES},
+                    },
+                }
+            }
+        },
+    },
+    **error_responses(400, 404, 413, 415, 422, 429, 500, 503, 504),
+}
+
+Horizons = Annotated[
+    list[str] | None, Query(description="Horizons to measure, repeated or parted by commas; the model's own if absent.")
+]
+Windows = Annotated[int, Query(ge=1, le=MAX_WINDOWS, description="Most forecasts of each series, evenly apart.")]
+Season = Annotated[
+    int | None, Query(ge=1, le=100_000, description="Steps of the season that the baseline repeats; by freq if absent.")
+]
+
+
+async def evaluate(
+    request: Request,
+    model: str,
+    options: SeriesOptions,
+    horizon: Horizons = None,
+    windows: Windows = 200,
+    season: Season = None,
+) -> Response:
+    """Forecast every series in the body from many points in its past and compare with what came.
+
+    MSE, MAE and MASE of the model and of repeating the last season, and how often central intervals of 80 and 95 %
+    held, for each horizon. The file is read as for a forecast; what counts is its regular end.
+    """
+    service: Service = request.app.state.service
+    loaded = service.repository.get(model, request.path_params.get("version"))
+    spec = require_task(loaded, Forecasting, "does not forecast")
+    if not spec.standardise:
+        raise UnusableInput(f"{loaded.name} takes values as they are; only models that scale windows are measured")
+    horizons = _horizons(horizon, spec)
+    with service.body_budget.lease() as lease:
+        uploads = await read_uploads(request, service.settings, lease)
+        if len(uploads) > 1:
+            raise InvalidRequest("one file a request; the form has several", field="file")
+        settled = await offload_with(
+            "pandas",
+            len(uploads[0].data),
+            lambda: decoded(
+                uploads[0],
+                options,
+                spec,
+                max(horizons),
+                loaded.inputs[0].name,
+                service.settings.max_decoded_bytes,
+                keep=None,
+            ),
+        )
+        answers = [
+            await _measured(service, request, loaded, spec, one, horizons, max(1, windows // len(settled)), season)
+            for one in settled
+        ]
+    document = {"model": loaded.name, "version": loaded.version, "series": answers}
+    return Response(orjson.dumps(document), media_type=JSON)
+
+
+async def _measured(
+    service: Service,
+    request: Request,
+    model: Model,
+    spec: Forecasting,
+    settled: Settled,
+    horizons: list[int],
+    windows: int,
+    season: int | None,
+) -> dict[str, Any]:
+    """One series' part of the answer."""
+    series = settled.prepared.series
+    past = intervals.Past(backtest.origins_of(series, spec, max(horizons), windows))
+    steps = season or backtest.season_of(series.frequency)
+    size = series.values.nbytes + len(past.origins) * len(series.names) * (spec.lookback + spec.horizon) * 8
+    rows, mean, scale = await offload_with("pandas", size, lambda: intervals.past_windows(series, spec, past))
+    forecasts = await run_rows(service, request, model, rows)
+
+    def measure() -> dict[str, Any]:
+        return backtest.backtest(series, spec, past.origins, np.asarray(forecasts), mean, scale, horizons, steps)
+
+    return {
+        "id": series.id,
+        "windows": len(past.origins),
+        "season": steps,
+        "horizons": await offload_with("pandas", 4 * size, measure),
+        "input": asdict(settled.report),
+    }
+
+
+def _horizons(given: list[str] | None, spec: Forecasting) -> list[int]:
+    if given is None:
+        return [spec.horizon]
+    try:
+        horizons = sorted({int(part) for text in given for part in text.split(",")})
+    except ValueError:
+        raise UnusableInput("horizon must be whole numbers", field="horizon") from None
+    if not 1 <= horizons[0] <= horizons[-1] <= spec.horizon:
+        raise UnusableInput(f"a backtest measures horizons of 1 to {spec.horizon} steps", field="horizon")
+    return horizons
+
+
+router = task_router(
+    evaluate, "evaluate", "Backtest on a series", responses=_RESPONSES, openapi_extra={"requestBody": REQUEST_BODY}
+)

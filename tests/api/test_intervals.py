@@ -1,0 +1,140 @@
+"""Prediction intervals and backtests through HTTP, on the shipped forecaster."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+URL = "/v1/models/hot-etth1"
+NAMES = ["HUFL", "OT"]
+
+
+def values(steps: int) -> npt.NDArray[np.float64]:
+    rng = np.random.default_rng(4)
+    hours = np.arange(steps)
+    return 5 + np.sin(2 * np.pi * hours / 24 + np.array([[0.0], [2.0]])) + 0.3 * rng.standard_normal((2, steps))
+
+
+def table(steps: int, names: list[str] = NAMES, freq: str = "h") -> bytes:
+    frame = pd.DataFrame(values(steps).T, columns=names)
+    frame.insert(0, "date", pd.date_range("2018-01-01", periods=steps, freq=freq))
+    return frame.to_csv(index=False).encode()
+
+
+async def ask(client: httpx.AsyncClient, body: bytes, path: str = "forecast", **params: Any) -> httpx.Response:
+    headers = {"content-type": "text/csv", "accept": params.pop("accept", "*/*")}
+    return await client.post(f"{URL}/{path}", content=body, params=params, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("body", "calibration"),
+    [
+        (table(96), "validation"),
+        (table(2400), "validation and history"),
+        (table(2400, ["x", "y"]), "history"),
+        (table(2400, freq="D"), "history"),
+        (table(120, ["x", "y"]), "other data"),
+    ],
+)
+async def test_the_answer_says_what_intervals_were_calibrated_on(
+    client: httpx.AsyncClient, body: bytes, calibration: str
+) -> None:
+    response = await ask(client, body, horizon=48, level="80,95", quantiles="0.5")
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["intervals"]["calibration"] == calibration
+    assert (answer["intervals"]["origins"] > 30) is ("history" in calibration)
+    assert list(answer["quantiles"]) == ["0.025", "0.1", "0.5", "0.9", "0.975"]
+    plain = (await ask(client, body, horizon=48)).json()
+    assert answer["quantiles"]["0.5"] == answer["forecast"]
+    for name, steps in plain["forecast"].items():
+        np.testing.assert_allclose(answer["forecast"][name], steps, atol=1e-4)
+        ordered = np.array([answer["quantiles"][key][name] for key in answer["quantiles"]])
+        assert (np.diff(ordered, axis=0) >= 0).all()
+        assert (ordered[-1] > ordered[0]).all()
+
+
+async def test_intervals_of_the_own_past_hold(client: httpx.AsyncClient) -> None:
+    """Cut a series at many points: intervals of 80 % cover about 80 % of what came, on data no one has seen."""
+    whole = values(3600)
+    inside = []
+    for end in range(2400, 3500, 60):
+        frame = pd.DataFrame(whole[:, :end].T, columns=["x", "y"])
+        frame.insert(0, "date", pd.date_range("2018-01-01", periods=end, freq="h"))
+        answer = (await ask(client, frame.to_csv(index=False).encode(), horizon=24, level="80")).json()
+        low, high = (np.array(list(answer["quantiles"][key].values())) for key in ("0.1", "0.9"))
+        truth = whole[:, end : end + 24]
+        inside.append((truth >= low) & (truth <= high))
+    assert np.mean(inside) == pytest.approx(0.8, abs=0.05)
+
+
+async def test_quantiles_in_csv_and_npy(client: httpx.AsyncClient) -> None:
+    answer = (await ask(client, table(120), horizon=5, quantiles="0.1,0.9")).json()
+    text = (await ask(client, table(120), horizon=5, quantiles="0.1,0.9", accept="text/csv")).text
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0] == ["date", "HUFL", "OT", "HUFL:0.1", "OT:0.1", "HUFL:0.9", "OT:0.9"]
+    assert float(rows[1][4]) == answer["quantiles"]["0.1"]["OT"][0]
+    stacked = np.load(
+        io.BytesIO((await ask(client, table(120), horizon=5, quantiles="0.1,0.9", accept="application/x-npy")).content)
+    )
+    assert stacked.shape == (3, 2, 5)
+    np.testing.assert_array_equal(stacked[2, 0], answer["quantiles"]["0.9"]["HUFL"])
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"quantiles": "2"}, "quantiles"),
+        ({"level": "many"}, "level"),
+        ({"quantiles": "0.5", "horizon": 721}, "horizon"),
+    ],
+)
+async def test_intervals_that_are_not_given(client: httpx.AsyncClient, params: dict[str, Any], field: str) -> None:
+    response = await ask(client, table(120), **params)
+    assert (response.status_code, response.json()["field"]) == (422, field)
+
+
+async def test_a_backtest_compares_with_the_last_season(client: httpx.AsyncClient) -> None:
+    response = await ask(client, table(1200), "evaluate", horizon="24,96", windows=40)
+    assert response.status_code == 200, response.text
+    (series,) = response.json()["series"]
+    assert (series["id"], series["season"], list(series["horizons"])) == (None, 24, ["24", "96"])
+    assert 30 <= series["windows"] <= 40
+    for found in series["horizons"].values():
+        # Repeating a noisy day doubles the noise's variance; a model that averages days comes near to the noise.
+        assert found["model"]["mae"] > 0
+        assert found["seasonal_naive"]["mase"] == pytest.approx(1, abs=0.1)
+        assert 0 < found["coverage"]["validation"]["0.8"] <= found["coverage"]["validation"]["0.95"] <= 1
+    long = pd.DataFrame(
+        {"unique_id": "s", "ds": pd.date_range("2018-01-01", periods=300, freq="h"), "y": values(300)[0]}
+    )
+    several = pd.concat([long, long.assign(unique_id="t")]).to_csv(index=False).encode()
+    answer = (await ask(client, several, "evaluate", horizon=24)).json()
+    assert [one["id"] for one in answer["series"]] == ["s", "t"]
+    assert answer["series"][0]["horizons"] == answer["series"][1]["horizons"]
+
+
+@pytest.mark.parametrize(
+    ("body", "params", "status", "field"),
+    [
+        (table(120), {}, 422, None),
+        (table(1200), {"horizon": "721"}, 422, "horizon"),
+        (table(1200), {"horizon": "soon"}, 422, "horizon"),
+        (table(1200), {"windows": 0}, 400, "windows"),
+        (b"", {}, 400, None),
+    ],
+)
+async def test_backtests_that_are_not_made(
+    client: httpx.AsyncClient, body: bytes, params: dict[str, Any], status: int, field: str | None
+) -> None:
+    response = await ask(client, body, "evaluate", **params)
+    assert (response.status_code, response.json().get("field")) == (status, field)

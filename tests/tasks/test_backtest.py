@@ -1,0 +1,96 @@
+"""Backtests against plain loops over origins, variates and steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from app.errors import UnusableInput
+from app.manifest import Forecasting
+from app.readers.series import Series
+from app.tasks import intervals
+from app.tasks.backtest import backtest, origins_of, season_of
+from tests.tasks.test_intervals import SPEC
+
+PLAIN = Forecasting(lookback=32, horizon=48)
+
+
+@pytest.mark.parametrize(
+    ("frequency", "season"),
+    [("h", 24), ("10min", 144), ("min", 1440), ("D", 7), ("B", 5), ("W-MON", 52), ("MS", 12), ("QE-DEC", 4),
+     ("YS-JAN", 1), ("6h", 4), ("2MS", 6), ("7min", 1), (None, 1)],
+)  # fmt: skip
+def test_seasons(frequency: str | None, season: int) -> None:
+    assert season_of(frequency) == season
+
+
+def test_origins_have_a_lookback_and_a_truth() -> None:
+    series = Series(np.zeros((1, 300)), ("a",))
+    assert origins_of(series, PLAIN, 48, 1000).tolist() == list(range(32, 253))
+    few = origins_of(series, PLAIN, 48, 10)
+    assert len(few) <= 10
+    assert few[-1] == 252
+    with pytest.raises(UnusableInput, match="79 steps"):
+        origins_of(Series(np.zeros((1, 79)), ("a",)), PLAIN, 48, 10)
+
+
+def test_errors_and_baseline_equal_plain_loops() -> None:
+    rng = np.random.default_rng(1)
+    values = np.sin(np.arange(400) * 2 * np.pi / 24) * [[1.0], [5.0]] + rng.standard_normal((2, 400)) * [[0.2], [2.0]]
+    series = Series(values, ("a", "b"))
+    origins = origins_of(series, PLAIN, 48, 17)
+    windows, mean, scale = intervals.past_windows(series, PLAIN, intervals.Past(origins))
+    answers = rng.standard_normal((len(origins), 2, 48)).astype(np.float32)
+    found = backtest(series, PLAIN, origins, answers, mean, scale, [10, 48], 24)
+    for horizon in (10, 48):
+        squares, absolutes, naive, ratios = [], [], [], {0: [], 1: []}
+        for at, origin in enumerate(origins):
+            window = values[:, origin - 32 : origin]
+            for variate in range(2):
+                for step in range(horizon):
+                    truth = values[variate, origin + step]
+                    said = answers[at, variate, step] * window[variate].std() + window[variate].mean()
+                    before = values[variate, origin - 24 + step % 24]
+                    unit = values[variate].std()
+                    squares.append(((said - truth) / unit) ** 2)
+                    absolutes.append(abs(said - truth) / unit)
+                    naive.append(abs(before - truth) / unit)
+                    ratios[variate].append(
+                        abs(said - truth) / np.abs(values[variate, 24:] - values[variate, :-24]).mean()
+                    )
+        model = found[str(horizon)]["model"]
+        assert model["mse"] == pytest.approx(np.mean(squares), rel=1e-5)
+        assert model["mae"] == pytest.approx(np.mean(absolutes), rel=1e-5)
+        assert model["mase"] == pytest.approx(np.mean([np.mean(ratios[0]), np.mean(ratios[1])]), rel=1e-5)
+        assert found[str(horizon)]["seasonal_naive"]["mae"] == pytest.approx(np.mean(naive), rel=1e-5)
+        assert found[str(horizon)]["coverage"] == {}
+    assert windows.shape == (len(origins), 2, 32)
+
+
+def test_coverage_counts_outcomes_that_lie_inside() -> None:
+    """Noise forecast as 0: errors are normal, so the bundle's normal quantiles hold; half as wide ones do not."""
+    values = np.random.default_rng(2).standard_normal((1, 4000))
+    for name, series in (("other", Series(values, ("other",))), ("a", Series(values, ("a",)))):
+        origins = origins_of(series, SPEC, 48, 400)
+        _, mean, scale = intervals.past_windows(series, SPEC, intervals.Past(origins))
+        found = backtest(series, SPEC, origins, np.zeros((len(origins), 1, 48)), mean, scale, [48], 24)["48"][
+            "coverage"
+        ]
+        if name == "other":
+            assert found["validation"]["0.8"] == pytest.approx(0.8, abs=0.03)
+        else:  # stored as up to twice as wide
+            assert found["validation"]["0.8"] > 0.88
+        assert set(found) == {"validation"}  # origins ten steps apart: too few of them in reach of each
+        near = np.arange(200, 1200, 2)
+        _, mean, scale = intervals.past_windows(series, SPEC, intervals.Past(near))
+        found = backtest(series, SPEC, near, np.zeros((len(near), 1, 48)), mean, scale, [48], 24)["48"]["coverage"]
+        assert found["validation and history"]["0.8"] == pytest.approx(0.8, abs=0.04)
+
+
+def test_a_series_that_never_changes_has_no_mase() -> None:
+    series = Series(np.full((1, 200), 3.0), ("a",), pd.date_range("2020-01-01", periods=200, freq="h"))
+    origins = origins_of(series, PLAIN, 48, 5)
+    _, mean, scale = intervals.past_windows(series, PLAIN, intervals.Past(origins))
+    found = backtest(series, PLAIN, origins, np.zeros((len(origins), 1, 48)), mean, scale, [48], 24)["48"]
+    assert found["model"] == {"mse": 0.0, "mae": 0.0, "mase": None}
