@@ -21,6 +21,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Answering(Protocol):
     """What a handler does with one request that it accepted."""
 
+    def arrived(self, exchange: DirectExchange) -> None:
+        """`exchange.body` has grown, or is complete. Whoever wants no more of it for now calls `exchange.pause`."""
+
     def begin(self, exchange: DirectExchange) -> None:
         """The request is complete in `exchange.body`; `exchange.respond` ends it, now or later."""
 
@@ -44,6 +47,7 @@ class DirectExchange:
     __slots__ = (
         "_answering",
         "_begun",
+        "_paused",
         "_protocol",
         "body",
         "disconnected",
@@ -57,7 +61,8 @@ class DirectExchange:
         self._protocol, self._answering = protocol, answering
         self.body = bytearray()
         self.more_body = self.keep_alive = True
-        self.disconnected = self.response_started = self.response_complete = self._begun = False
+        self.disconnected = self.response_started = self.response_complete = False
+        self._begun = self._paused = False
 
     @property
     def message_event(self) -> DirectExchange:
@@ -69,26 +74,49 @@ class DirectExchange:
             return
         if self.disconnected:
             self._end(None)
-        elif self.more_body:
+        elif not (self._begun or self._paused):
             self._protocol.flow.resume_reading()
-        elif not self._begun:
+            self._answering.arrived(self)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not (self.more_body or self._paused or self._begun or self.response_complete):
             self._begun = True
             self._answering.begin(self)
 
+    def pause(self) -> None:
+        """Read nothing more of the request until `resume`."""
+        self._paused = True
+        self._protocol.flow.pause_reading()
+
+    def resume(self) -> None:
+        """Go on reading, or begin."""
+        self._paused = False
+        if not self.response_complete:
+            self._protocol.flow.resume_reading()
+            self._go_on()
+
     def respond(self, status: int, headers: Headers, pieces: Sequence[bytes]) -> None:
-        """Send the whole answer, its Content-Length among `headers`; nothing happens when the client has left."""
+        """Send the whole answer, its Content-Length among `headers`; nothing happens when the client has left.
+
+        An answer that comes before the request is complete is the connection's last, and the rest is not listened to.
+        """
         if self.response_complete:
             return
         protocol = self._protocol
         if protocol.transport.is_closing():
             self._end(None)
             return
+        if self.more_body:
+            self.keep_alive = False
         head = [STATUS_LINE[status]]
         for name, value in (*protocol.server_state.default_headers, *headers):
             head += (name, b": ", value, b"\r\n")
         head.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
         protocol.transport.writelines([b"".join(head), *pieces])
-        if not self.keep_alive:
+        if self.more_body:
+            protocol.drop_rest()
+        elif not self.keep_alive:
             protocol.transport.close()
         self._end(status)
         protocol.on_response_complete()

@@ -10,10 +10,15 @@ import asyncio
 from http import HTTPStatus
 from typing import Any, cast
 
+import httptools
 import orjson
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.direct_exchange import DirectExchange, Handler
+
+OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})
+"""Headers of an offer to speak another protocol."""
 
 MAX_HEAD_BYTES = 1 << 16
 """Bytes in a row that are neither body nor the end of a head: request line, headers, trailers, chunk extensions."""
@@ -34,8 +39,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, direct: Handler | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._direct = direct
-        self._unclaimed = 0
-        self._in_message = self._in_head = self._heard = self._too_large = self._refused = False
+        self._unclaimed = self._segment = 0
+        self._in_message = self._in_head = self._heard = self._too_large = self._refused = self._offered = False
+        self._answering: RequestResponseCycle | None = None
+        """Who is at work on an answer; `cycle` may be a later, pipelined request."""
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -47,20 +54,47 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The timers end with the connection."""
         self._stop_timer()
         self._unset_keepalive_if_required()
+        self.pipeline.clear()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Count, parse, and watch what is not complete yet."""
         if self._refused:
             return
+        self._segment = len(data)
         self._unclaimed += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.refuse(400, "Invalid HTTP request received.")
         if self._too_large or self._unclaimed > MAX_HEAD_BYTES:
             self.refuse(431, f"the request's headers are larger than {MAX_HEAD_BYTES} bytes")
         elif self._in_message and not self._refused:  # most requests arrive in one piece and are never watched
             self._heard = True
             if self._timer is None:
                 self._watch()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # An offer to speak another protocol, as HTTP/2 clients make it, is declined by not taking it up: the
+            # request counts as if it had not been made (RFC 9110, section 7.8). The parser stops there; a new one
+            # goes on.
+            head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+            for name, value in self.headers:
+                if name not in OFFER:
+                    head += (name, b": ", value, b"\r\n")
+            self._offered = False
+            if self._refused:
+                return
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.feed_data(b"".join([*head, b"\r\n"]))
+            self._parse(data[upgrade.args[0] :])
 
     def on_message_begin(self) -> None:
         """A request's first byte was parsed."""
@@ -69,11 +103,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head ends; one that came in few large pieces is measured here."""
-        if self._unclaimed > MAX_HEAD_BYTES:
+        if max(self._unclaimed, self._segment) > MAX_HEAD_BYTES:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             self._too_large = size > MAX_HEAD_BYTES
         self._unclaimed = 0
         if self._too_large:
+            return
+        self._offered = self.parser.should_upgrade()
+        if self._offered:
+            if self.parser.get_method() == b"CONNECT":
+                self.refuse(400, "this server is no proxy")
             return
         self._in_head = False
         self._stop_timer()
@@ -88,14 +127,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _take_direct(self, handler: Handler) -> bool:
         """Whether the handler answers this request. What is not plain HTTP/1.1, or comes too early, is not its own."""
         parser, busy = self.parser, self.cycle is not None and not self.cycle.response_complete
-        plain = parser.get_http_version() == "1.1" and parser.should_keep_alive() and not parser.should_upgrade()
+        plain = parser.get_http_version() == "1.1" and parser.should_keep_alive()
         if busy or not plain or self.flow.write_paused or parser.get_method() != b"POST":
             return False
         answering = handler.accept(self.url, self.headers)
         if answering is None:
             return False
-        self.cycle = cast("RequestResponseCycle", DirectExchange(self, answering))
+        self.cycle = self._answering = cast("RequestResponseCycle", DirectExchange(self, answering))
         return True
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -105,6 +148,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is complete."""
+        if self._offered:
+            return
         self._unclaimed = 0
         self._in_message = False
         self._stop_timer()
@@ -123,15 +168,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if answering and not self._in_head and not self.cycle.response_started:
+        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_started:
             self.cycle.disconnected = True  # who waits for the rest of this request is told that it will not come
             self.cycle.message_event.set()
-            answering = False
-        if not answering:
+        earlier = self._answering
+        if earlier is not None and not earlier.response_complete and not earlier.disconnected:
+            earlier.keep_alive = False  # its answer is owed, and the last one here
+            self.pipeline.clear()
+            return
+        if not self.transport.is_closing():
             body = orjson.dumps({"error": message})
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
             self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        self.drop_rest()
+
+    def drop_rest(self) -> None:
+        """Listen to nothing more, and close when the client has had time to read what was said."""
+        self._refused = True
+        self._stop_timer()
+        self.flow.resume_reading()
         self.loop.call_later(LAST_WORDS_SECONDS, self.transport.close)
 
     def _watch(self) -> None:

@@ -60,6 +60,7 @@ def serve(argv: Sequence[str]) -> int:
         port=settings.port,
         http=cast("type[asyncio.Protocol]", partial(BoundedHttpProtocol, direct=DirectInference(service))),
         log_config=None,
+        ws="none",
         access_log=False,
         proxy_headers=False,
         server_header=False,

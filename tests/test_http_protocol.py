@@ -148,3 +148,28 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
 
     async with listening(Echo(), Impatient) as port:
         assert await exchange(port) == b""
+
+
+async def test_a_long_head_in_the_same_piece_as_another_request_is_not_taken() -> None:
+    long = b"GET /x HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * (MAX_HEAD_BYTES + 1) + b"\r\n\r\n"
+    async with listening(Echo(), BoundedHttpProtocol) as port:
+        answer = await exchange(port, SIMPLE + long)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"connection: close" in answer
+
+
+async def test_an_accepted_request_is_answered_though_rubbish_follows() -> None:
+    """It takes longer than the connection is kept after a refusal."""
+
+    class Slow(Echo):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await asyncio.sleep(1.5)
+            await super().__call__(scope, receive, send)
+
+    app = Slow()
+    async with listening(app, BoundedHttpProtocol) as port:
+        answer = await exchange(port, SIMPLE + b"no http\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n3")
+    assert app.left == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from math import inf
+
 from app.errors import InvalidRequest
 
 HEADER = "X-Request-Timeout"
@@ -15,17 +18,17 @@ DOCUMENTED = {
 }
 """The header as an OpenAPI parameter."""
 
+_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LONGEST = 32
 """Characters of a number."""
 
 
 def seconds(value: bytes | str | None) -> float | None:
-    """The header's seconds; None without it. InvalidRequest unless it is a decimal number above 0."""
+    """The header's seconds; None without it. InvalidRequest unless it is a number above 0."""
     if value is None:
         return None
     text = value.decode("latin-1") if isinstance(value, bytes) else value
-    digits = text.strip().replace(".", "", 1)
-    if not (digits.isascii() and digits.isdigit() and len(text) <= LONGEST and float(text) > 0):
+    if len(text) > LONGEST or not _NUMBER.fullmatch(text.strip()) or not 0 < float(text) < inf:
         raise InvalidRequest(f"{HEADER} must be a number of seconds above 0", field=HEADER)
     return float(text)
 

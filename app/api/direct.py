@@ -21,6 +21,7 @@ from app.direct_exchange import Answering, DirectExchange, Headers
 from app.engine.runtime import Model
 from app.errors import InferenceFailed, KronserveError
 from app.journal import REQUEST_ID
+from app.readers.byte_budget import SMALL
 from app.readers.offload import INLINE_BYTES
 from app.service import Service
 
@@ -39,7 +40,7 @@ class DirectInference:
         self._packing: set[asyncio.Task[None]] = set()
 
     def accept(self, url: bytes, headers: Headers) -> Answering | None:
-        """See `direct_exchange.Handler`. What the body takes of the service's budget is counted from here on."""
+        """See `direct_exchange.Handler`."""
         if not url.endswith(b"/infer") or b"%" in url or b"?" in url or not url.isascii():
             return None
         route = infer_route(url.decode())
@@ -64,16 +65,15 @@ class DirectInference:
                 request_id = value
             elif name in NOT_PLAIN:
                 return None
-        if not 0 <= size <= self._largest or not self._service.body_budget.take_at_once(size):
+        if not 0 <= size <= self._largest:
             return None
         let_in = None
         if self._service.keys is not None:
             try:
                 let_in = admit(self._service.keys, headers, "inference")
             except KronserveError:
-                self._service.body_budget.give(size)
                 return None  # the gate before the application finds the same, and answers
-        return _Inference(self, self._service, route, size, header_length, accept_encoding, timeout, let_in, request_id)
+        return _Inference(self, self._service, route, header_length, accept_encoding, timeout, let_in, request_id)
 
     def later(self, work: Coroutine[None, None, None]) -> None:
         """Run what must be awaited, and hold it until it ends."""
@@ -91,6 +91,7 @@ class _Inference:
         "_future",
         "_handler",
         "_header_length",
+        "_held",
         "_inputs",
         "_let_in",
         "_model",
@@ -98,7 +99,6 @@ class _Inference:
         "_request_id",
         "_route",
         "_service",
-        "_size",
         "_started",
         "_timeout",
     )
@@ -112,18 +112,42 @@ class _Inference:
         handler: DirectInference,
         service: Service,
         route: dict[str, str],
-        size: int,
         header_length: bytes | None,
         accept_encoding: bytes | None,
         timeout: bytes | None,
         let_in: Pass | None,
         request_id: bytes | None,
     ) -> None:
-        self._handler, self._service, self._route, self._size = handler, service, route, size
+        self._handler, self._service, self._route, self._held = handler, service, route, 0
         self._header_length, self._accept_encoding, self._timeout = header_length, accept_encoding, timeout
         self._let_in, self._request_id = let_in, service.journal.request_id(request_id)
         self._started = time.perf_counter()
         self._future: Future | None = None
+
+    def arrived(self, exchange: DirectExchange) -> None:
+        """Count what came against the service's budget, and wait where it has no room."""
+        size = len(exchange.body)
+        more = size - self._held
+        if more <= 0 or (size <= SMALL and not exchange.more_body):
+            return
+        if self._service.body_budget.take_at_once(more):
+            self._held = size
+        else:
+            exchange.pause()
+            self._handler.later(self._wait_for_room(exchange, more))
+
+    async def _wait_for_room(self, exchange: DirectExchange, more: int) -> None:
+        try:
+            await self._service.body_budget.take(more)
+        except KronserveError as error:
+            self._exchange = exchange
+            self._fail(error)
+            return
+        if exchange.response_complete:
+            self._service.body_budget.give(more)
+        else:
+            self._held += more
+            exchange.resume()
 
     def begin(self, exchange: DirectExchange) -> None:
         """Decode and queue the request."""
@@ -179,7 +203,8 @@ class _Inference:
         """See `direct_exchange.Answering`: nobody waits any more."""
         if self._future is not None:
             self._future.cancel()
-        self._service.body_budget.give(self._size)
+        if self._held:
+            self._service.body_budget.give(self._held)
         if self._let_in is not None:
             self._let_in.leave()
         status = CLIENT_LEFT if status is None else status

@@ -26,7 +26,8 @@ Key = tuple[int, tuple[tuple[str, tuple[int, ...]], ...], tuple[str, ...]]
 class Buckets:
     """Runs batches of one session. limit: rows of the largest bucket.
 
-    graphs: the session was made with CUDA graphs. ONNX Runtime forbids runs beside each other then, so they take turns.
+    Batches of one bucket take turns in its buffers. graphs: the session was made with CUDA graphs; ONNX Runtime forbids
+    runs beside each other then, so all of them take turns.
     """
 
     def __init__(self, session: ort.InferenceSession, limit: int, *, graphs: bool) -> None:
@@ -72,7 +73,7 @@ class Buckets:
         bucket = min(1 << max(0, rows - 1).bit_length(), self._limit)
         bound = self._prepared.get(_key(bucket, inputs, outputs))
         if bound is not None and rows <= bucket:
-            with self._turn:
+            with self._turn if self._graphs else bound.turn:
                 return bound.run(inputs)
         missing = max(0, bucket - rows)
         padded = {name: _append_rows(tensor, missing) if missing else tensor for name, tensor in inputs.items()}
@@ -104,6 +105,7 @@ class _Bound:
         options: ort.RunOptions,
     ) -> None:
         self._session, self._options = session, options
+        self.turn = threading.Lock()
         self._binding = session.io_binding()
         self._host = {name: np.zeros_like(tensor) for name, tensor in inputs.items()}
         self._inputs = {name: ort.OrtValue.ortvalue_from_numpy(self._host[name], memory) for name in inputs}

@@ -7,6 +7,7 @@ import gzip
 import json
 import socket
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,6 +152,54 @@ def test_bodies_that_never_end_are_taken_off_the_budget(mixed_repository: Path, 
         url = f"{server.url}/v2/models/hot-etth1/infer"
         answer = httpx.post(url, content=header + rows.tobytes(), headers={LENGTH: str(len(header))}, timeout=60)
         assert answer.status_code == 200, answer.text
+
+
+def test_what_is_announced_but_never_sent_holds_nothing(mixed_repository: Path, tmp_path: Path):
+    """Heads alone take none of the budget; bodies do, and whoever finds no room for its own is told so."""
+    rows = np.zeros((70, 7, 96), "<f4")
+    header = HEAD.replace(b"[2, 3, 96]", b"[70, 7, 96]").replace(str(SERIES.nbytes).encode(), b"%d" % rows.nbytes)
+    head = b"POST /v2/models/hot-etth1/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 250000\r\n\r\n"
+    options = ("--max-inflight-bytes", str(1 << 18), "--queue-budget", "0.5")
+    with serving(mixed_repository, tmp_path / "log", *options) as server, ExitStack() as held:
+
+        def honest() -> httpx.Response:
+            url = f"{server.url}/v2/models/hot-etth1/infer"
+            return httpx.post(url, content=header + rows.tobytes(), headers={LENGTH: str(len(header))}, timeout=60)
+
+        for _ in range(16):
+            held.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(head)
+        assert honest().status_code == 200
+        with socket.create_connection(("127.0.0.1", server.port)) as greedy:
+            greedy.sendall(head + bytes(200_000))
+            patiently(lambda: honest().status_code == 429)
+            refused = honest()
+            assert (refused.status_code, refused.json().keys()) == (429, {"error"})
+            assert int(refused.headers["retry-after"]) >= 1
+        patiently(lambda: honest().status_code == 200)
+
+
+@pytest.mark.parametrize("offer", ["h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA", "websocket"])
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "in chunks"])
+def test_an_offer_of_another_protocol_is_declined_and_the_request_answered(
+    server: Server, offer: str, pieces: int, chunked: bool
+):
+    """As Java's HttpClient and curl --http2 send their first request."""
+    more = f"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {offer}\r\n"
+    first = request(json_of(id="offered"), more=more)
+    if chunked:
+        body = json_of(id="offered")
+        first = first[: first.index(b"Content-Length")] + b"Transfer-Encoding: chunked\r\n\r\n"
+        first += b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    sent = first + request(json_of(id="next"), more="Connection: close\r\n")
+    size = -(-len(sent) // pieces)
+    answers = answers_of(server, *(sent[n : n + size] for n in range(0, len(sent), size)))
+    assert [(status, body["id"]) for status, body in answers] == [(200, "offered"), (200, "next")]
+
+
+def test_a_proxy_is_not_what_this_is(server: Server):
+    ((status, body),) = answers_of(server, b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, body.keys()) == (400, {"error"})
 
 
 async def test_many_at_once_each_get_their_own(server: Server):
