@@ -100,6 +100,7 @@ async def evaluate(
     horizons = _horizons(horizon, spec)
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
+        service.scheduler.check_room(loaded)
         if len(uploads) > 1:
             raise InvalidRequest("one file a request; the form has several", field="file")
         settled = await offload_with(

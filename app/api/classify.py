@@ -12,9 +12,9 @@ from fastapi import Query, Request
 from starlette.responses import Response
 
 from app.api.answers import error_responses
+from app.api.submission import run_all
 from app.api.task_routes import require_task, task_router
 from app.api.uploads import Upload, read_uploads
-from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
 from app.errors import DeadlineExceeded, InvalidRequest, KronserveError, PayloadTooLarge
 from app.manifest import VolumeClassification
@@ -139,8 +139,10 @@ async def classify(request: Request, model: str, t: Time = None, explain: Explai
         names += tuple(output.name for output in attention.attention_outputs(loaded.manifest))
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
+        service.scheduler.check_room(loaded)
         prepared = await _prepare_all(service, loaded, spec, uploads, t)
-    answers = await _run(service, request, loaded, prepared, names)
+    # Every volume is a request of its own, so that they form batches.
+    answers = await run_all(service, request, loaded, [volume.tensors for volume in prepared], names)
     predictions = []
     for volume, outputs in zip(prepared, answers, strict=True):
         prediction = asdict(classification.finish(volume, {names[0]: outputs[names[0]]}))
@@ -212,23 +214,6 @@ async def _prepare(
             await lease.take(largest)
             size = largest
         return await offload_with("nibabel", size, decode)
-
-
-async def _run(
-    service: Service, request: Request, model: Model, prepared: list[classification.Prepared], names: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    """Submit every volume as a request of its own, so that they form batches, and wait for all."""
-    futures: list[asyncio.Future[Any]] = []
-    try:
-        for volume in prepared:
-            futures.append(  # noqa: PERF401  (those submitted before a refusal must be known, to be withdrawn)
-                service.scheduler.submit(model, volume.tensors, names, timeout=service.settings.request_timeout)
-            )
-        return list(await answer_or_disconnect(asyncio.gather(*futures), request.receive))
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
 
 
 router = task_router(

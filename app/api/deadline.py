@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from math import inf
 
-from app.errors import InvalidRequest
+from starlette.requests import Request
+
+from app.errors import DeadlineExceeded, InvalidRequest
 
 HEADER = "X-Request-Timeout"
 RAW_HEADER = HEADER.lower().encode()
@@ -13,7 +16,7 @@ RAW_HEADER = HEADER.lower().encode()
 DOCUMENTED = {
     "name": HEADER,
     "in": "header",
-    "description": "Seconds that the request may wait in the queue, at most the server's own limit; past it 504.",
+    "description": "Seconds until the request must have left the queue, at most the server's own limit; past it 504.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 """The header as an OpenAPI parameter."""
@@ -31,6 +34,23 @@ def seconds(value: bytes | str | None) -> float | None:
     if len(text) > LONGEST or not _NUMBER.fullmatch(text.strip()) or not 0 < float(text) < inf:
         raise InvalidRequest(f"{HEADER} must be a number of seconds above 0", field=HEADER)
     return float(text)
+
+
+async def arm(request: Request) -> None:
+    """A route's dependency: begin to count the caller's time before anything of the request is read."""
+    limit = seconds(request.headers.get(HEADER))
+    request.state.until = None if limit is None else time.monotonic() + limit
+
+
+def remaining(request: Request) -> float | None:
+    """What is left of the time of an armed request, seconds; None without a limit. Raises DeadlineExceeded."""
+    until: float | None = request.state.until
+    if until is None:
+        return None
+    left = until - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded(f"{HEADER} passed before the request was queued")
+    return left
 
 
 def earliest(*limits: float | None) -> float | None:

@@ -128,6 +128,7 @@ async def forecast(
     media_type = choose(", ".join(request.headers.getlist("accept")), (JSON, CSV, NPY))
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
+        service.scheduler.check_room(loaded)
         if len(uploads) > 1:
             raise InvalidRequest("one series a request; the form has several files", field="file")
         upload = uploads[0]

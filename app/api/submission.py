@@ -23,10 +23,10 @@ async def run_all(
 ) -> list[dict[str, np.ndarray]]:
     """The named outputs of each of the batches, which the scheduler may run together or apart.
 
-    When one is refused or fails, or the client leaves, the others are withdrawn. Raises what `dataplane.submit` and
-    its futures do, and ClientDisconnect.
+    The route has `deadline.arm` among its dependencies. When one batch is refused or fails, or the client leaves, the
+    others are withdrawn. Raises what `dataplane.submit` and its futures do, and ClientDisconnect.
     """
-    timeout = deadline.seconds(request.headers.get(deadline.HEADER))
+    timeout = deadline.remaining(request)
     futures: list[asyncio.Future[dict[str, np.ndarray]]] = []
     try:
         for inputs in batches:

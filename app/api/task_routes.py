@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
-from app.api.deadline import DOCUMENTED
+from app.api import deadline
 from app.engine.runtime import Model
 from app.errors import UnusableInput
 from app.manifest import Forecasting, VolumeClassification
@@ -29,8 +29,12 @@ def task_router(
     """POST routes to `endpoint`, which reads the version from the request's path parameters; None there is any."""
     router = APIRouter(tags=["Tasks"])
     for path, title, parameters in (
-        (f"/v1/models/{{model}}/{task}", summary, [DOCUMENTED]),
-        (f"/v1/models/{{model}}/versions/{{version}}/{task}", f"{summary} with one version", [VERSION, DOCUMENTED]),
+        (f"/v1/models/{{model}}/{task}", summary, [deadline.DOCUMENTED]),
+        (
+            f"/v1/models/{{model}}/versions/{{version}}/{task}",
+            f"{summary} with one version",
+            [VERSION, deadline.DOCUMENTED],
+        ),
     ):
         router.add_api_route(
             path,
@@ -39,7 +43,8 @@ def task_router(
             summary=title,
             responses=dict(responses),
             response_class=Response,
-            openapi_extra={**openapi_extra, "parameters": parameters},
+            dependencies=[Depends(deadline.arm)],
+            openapi_extra={**openapi_extra, "parameters": [*parameters, deadline.DOCUMENTED]},
         )
     return router
 

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.responses import Response
 
+from app.api import deadline
 from app.api.answers import error_responses
 from app.api.forecast_runs import run_forecasts
 from app.api.interval_runs import Quantiles, check_intervals, history_needed, run_quantiles
@@ -149,11 +150,13 @@ def install(app: FastAPI, service: Service) -> None:
             **error_responses(400, 404, 413, 415, 422, 429, 500, 503, 504),
         },
         response_class=Response,
+        dependencies=[Depends(deadline.arm)],
         openapi_extra={
+            "parameters": [deadline.DOCUMENTED],
             "requestBody": {
                 "required": True,
                 "content": {JSON: {"schema": ForecastRequest.model_json_schema(), "example": _EXAMPLE}},
-            }
+            },
         },
     )
     async def forecast(request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,6 +262,29 @@ HURRIED: dict[str, tuple[str, dict[str, Any]]] = {
     "header, in chunks": ("/v2/models/add/infer", {"content": [SUM], "headers": HEADER}),
     "header, forecast": ("/v1/models/hot-etth1/forecast", {"content": HISTORY, "headers": HEADER}),
 }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/models/add/infer",
+        "/v1/models/hot-etth1/forecast",
+        "/v1/models/hot-etth1/evaluate",
+        "/v1/models/hot-adrenal/classify",
+        "/v1/timeseries/forecast",
+    ],
+)
+def test_time_limits_that_are_none_are_400_and_tiny_ones_504(server: Server, path: str):
+    """On every inference endpoint; those of files count the time that reading takes, before they look at a file."""
+    volume = io.BytesIO()
+    np.save(volume, np.pad(np.ones((32, 32, 32), np.float32), 16))
+    content = {"infer": SUM, "classify": volume.getvalue()}.get(path.rsplit("/", 1)[1], HISTORY)
+    for limit in ("soon", "-1", "0", "nan"):
+        answer = httpx.post(f"{server.url}{path}", content=content, headers={"X-Request-Timeout": limit})
+        assert (answer.status_code, answer.json()["field"]) == (400, "X-Request-Timeout"), limit
+    if "classify" in path:
+        headers = {"X-Request-Timeout": "1e-9"}
+        assert httpx.post(f"{server.url}{path}", content=content, headers=headers, timeout=60).status_code == 504
 
 
 @pytest.mark.parametrize(("path", "hurried"), HURRIED.values(), ids=HURRIED)
