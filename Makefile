@@ -10,7 +10,7 @@ comma := ,
 TORCH ?= torch==2.13.0
 KSERVE ?= kserve==0.21.0
 
-.PHONY: serve test openapi fuzz bench chaos reproduce check format proto clean
+.PHONY: serve test openapi fuzz bench chaos reproduce check format proto kernels clean
 
 serve: .venv/serve.stamp
 	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT) --grpc-port '$(GRPC_PORT)'
@@ -56,8 +56,20 @@ reproduce: .venv/dev.stamp
 proto: .venv/dev.stamp
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. app/api/grpc/inference.proto
 
+# The library for KRONSERVE_CUSTOM_OPS: build/kernels/libkronserve_kernels.so. Needs a C++ compiler and, for ONNX Runtime's
+# headers, Debian's apt-get and dpkg-deb; or ORT_HEADERS=FOLDER with onnxruntime_cxx_api.h.
+ORT_HEADERS ?= build/onnxruntime/include
+kernels: build/kernels/libkronserve_kernels.so
+
+build/kernels/libkronserve_kernels.so: kernels/hot_product2.cpp $(ORT_HEADERS)/onnxruntime_cxx_api.h
+	mkdir -p $(@D)
+	$(CXX) -std=c++17 -O3 -shared -fPIC -fvisibility=hidden -Wall -Wextra -Werror -isystem $(ORT_HEADERS) $< -o $@
+
+build/onnxruntime/include/onnxruntime_cxx_api.h:
+	kernels/fetch-headers $(@D)
+
 clean:
-	rm -rf .venv .venv-kserve
+	rm -rf .venv .venv-kserve build
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     trusted_keys: Path | None = Field(
         None, description="PEM file of Ed25519 public keys; if set, only bundles signed by one of them are served."
     )
+    custom_ops: Path | None = Field(
+        None, description="Library with kernels for the attention operators; without one they run as their functions."
+    )
     watch: float = Field(
         0.0, ge=0, description="Seconds between looks for new, changed and removed versions; 0: never."
     )
@@ -95,7 +98,9 @@ class Settings(BaseSettings):
         0.0, ge=0, description="Write a line about requests that took at least so many seconds; 0: about none."
     )
 
-    @field_validator("grpc_port", "trusted_keys", "keys", "config", "tls_certificate", "tls_key", mode="before")
+    @field_validator(
+        "grpc_port", "trusted_keys", "custom_ops", "keys", "config", "tls_certificate", "tls_key", mode="before"
+    )
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value

@@ -45,6 +45,8 @@ def model_metadata(service: Service, name: str, version: str | None = None) -> d
         "providers": list(model.providers),
         "max_batch_size": model.batch_limit if model.batched else 0,
     }
+    if model.kernel_use is not None:
+        parameters["custom_ops"] = model.kernel_use.as_dict()
     if model.manifest is not None:
         parameters |= model.manifest.model_dump(
             mode="json", include={"description", "task", "metrics", "data_licence", "intended_use"}

@@ -23,6 +23,8 @@ def model_config(model: Model) -> dict[str, Any]:
         "device": f"{model.device.kind}: {model.device.reason}",
         "bundle_bytes": str(model.bundle_bytes),
     }
+    if model.kernel_use is not None:
+        parameters["custom_ops"] = json.dumps(model.kernel_use.as_dict())
     return {
         "name": model.name,
         "platform": "onnxruntime_onnx",

@@ -15,7 +15,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import onnxruntime as ort
@@ -52,16 +52,19 @@ def find(folder: Path) -> Path | None:
     return folder / GRAPH
 
 
-def build(graph: Path, folder: Path) -> Path:
-    """Compile `graph` into `folder`, which appears whole or not at all. Raises what ONNX Runtime or the disk raises."""
+def build(graph: Path, folder: Path, prepare: Callable[[ort.SessionOptions], None] = lambda _: None) -> Path:
+    """Compile `graph` into `folder`, which appears whole or not at all. Raises what ONNX Runtime or the disk raises.
+
+    prepare: completes the session's options, as with a library of kernels.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
-        _write(graph, partial, prepacked=True)
+        _write(graph, partial, prepare, prepacked=True)
         if _misaligned(partial / GRAPH):
             for file in partial.iterdir():
                 file.unlink()
-            _write(graph, partial, prepacked=False)
+            _write(graph, partial, prepare, prepacked=False)
         sums = {
             file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in partial.iterdir() if file.is_file()
         }
@@ -76,8 +79,9 @@ def build(graph: Path, folder: Path) -> Path:
     return folder / GRAPH
 
 
-def _write(graph: Path, folder: Path, *, prepacked: bool) -> None:
+def _write(graph: Path, folder: Path, prepare: Callable[[ort.SessionOptions], None], *, prepacked: bool) -> None:
     options = session_options(1)
+    prepare(options)
     options.optimized_model_filepath = str(folder / GRAPH)
     for name, value in (
         ("session.optimized_model_external_initializers_file_name", WEIGHTS),

@@ -17,7 +17,7 @@ from app.engine.datatypes import DATATYPES, NUMPY_TYPES
 from app.engine.device import Device
 from app.engine.plan import CPU_SIZES, GPU_SIZES, Plan, keep, measure, recall
 from app.engine.probe import rows_are_independent, working_size
-from app.engine.sessions import EXPLAIN, Sessions, first_line
+from app.engine.sessions import EXPLAIN, first_line, open_sessions
 from app.errors import DeviceFailed, InferenceFailed
 from app.integrity import GRAPH, MANIFEST, BrokenBundle, read_manifest
 from app.manifest import Forecasting, Manifest, TensorSpec
@@ -51,7 +51,7 @@ class Model:
         self.name, self.version = folder.parent.name, folder.name
         self.device = device
         self.manifest = read_manifest(folder, settings.trusted_keys)
-        self._sessions = Sessions(folder, device, settings)
+        self._sessions, self.kernel_use = open_sessions(folder, device, settings)
         session = self._sessions.narrow
         self._buckets = (
             Buckets(session, GPU_SIZES[-1], graphs=self._sessions.cuda_graphs) if device.kind == "cuda" else None
@@ -77,6 +77,7 @@ class Model:
         self.batch_rows = self.batch_limit if device.kind == "cuda" else 1 << 31
         """Most rows of a batch, however narrow: on a GPU, where every size is warmed up, the limit itself."""
         self.seconds_per_element = self._warm_up()
+        self._count_kernels()
 
     @property
     def batch_limit(self) -> int:
@@ -195,6 +196,16 @@ class Model:
             self.run(inputs, self.ordinary_outputs, alone=False)
             seconds = (time.perf_counter() - started) / max(1, _elements(inputs))
         return seconds
+
+    def _count_kernels(self) -> None:
+        """Find out whether the library's kernels are what runs: a graph need not have an operator that it knows."""
+        kernels, use = self._sessions.kernels, self.kernel_use
+        if kernels is None or use is None or self._free_axis is None:
+            return
+        names, example = list(self.ordinary_outputs), self._example(1)
+        calls = kernels.calls_during(lambda: self._sessions.narrow.run(names, example))
+        reason = "" if calls else "it has no kernel for an operator of this graph"
+        self.kernel_use = replace(use, calls_per_run=calls, reason=reason)
 
     def _example(self, rows: int, size: int | None = None) -> dict[str, np.ndarray]:
         """Valid inputs: the batch axis as given, other dynamic axes of `size`, or of the size that is known to run."""

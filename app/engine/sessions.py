@@ -19,8 +19,9 @@ from pathlib import Path
 import onnxruntime as ort
 
 from app.engine import compiled
+from app.engine.custom_ops import Kernels, KernelsRefused, KernelUse
 from app.engine.device import Device
-from app.integrity import GRAPH, BrokenBundle
+from app.integrity import GRAPH, MANIFEST, BrokenBundle
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,12 @@ CUDA_GRAPHS = "enable_cuda_graph"
 class Sessions:
     """Opens what a model needs; `shared` tells whether a second session would share the first one's weights."""
 
-    def __init__(self, folder: Path, device: Device, settings: Settings) -> None:
-        """Open the narrow session of the model in `folder`. Raises BrokenBundle when ONNX Runtime refuses it."""
+    def __init__(self, folder: Path, device: Device, settings: Settings, kernels: Kernels | None = None) -> None:
+        """Open the narrow session of the model in `folder`. Raises BrokenBundle when ONNX Runtime refuses it.
+
+        kernels: for the operators of `ai.kronserve`; raises KernelsRefused when ONNX Runtime does not take them.
+        """
+        self.kernels = kernels
         self._graph, self._explain_graph, self._device, self.shared = folder / GRAPH, folder / EXPLAIN, device, False
         self._compiled: Path | None = None
         self.cuda_graphs = any(CUDA_GRAPHS in options for _, options in device.providers)
@@ -66,7 +71,7 @@ class Sessions:
             if self._explaining is None:
                 graph = self._explain_graph
                 if self._compiled is not None:
-                    graph = _compile(graph, self._compiled.with_name(f"{self._compiled.name}-explain"))
+                    graph = self._compile(graph, self._compiled.with_name(f"{self._compiled.name}-explain"))
                 self._explaining = self._open(1, graph)
             return self._explaining
 
@@ -79,21 +84,36 @@ class Sessions:
         """Replace the graph by its compiled form, from the cache or made now; without one, keep the graph."""
         cache = settings.cache_dir
         # Every file counts: a graph may keep its weights anywhere below its folder.
-        name = compiled.key(file for file in folder.rglob("*") if file.name != "manifest.json" and file.is_file())
+        files = [file for file in folder.rglob("*") if not file.name.startswith(MANIFEST) and file.is_file()]
+        name = compiled.key([*files, *([self.kernels.path] if self.kernels is not None else [])])
         try:
             self._compiled = cache / name
-            self._graph = _compile(self._graph, self._compiled)
+            self._graph = self._compile(self._graph, self._compiled)
             self.plan_file = cache / f"{name}-{self._device.executors}x{settings.cpu_cores()}.plan.json"
         except OSError as error:
             logger.warning("the cache %s cannot be written (%s); compiling for this run alone", cache, error.strerror)
             temporary = tempfile.mkdtemp(prefix="kronserve-")
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
             self._compiled = Path(temporary) / name
-            self._graph = _compile(self._graph, self._compiled)
+            self._graph = self._compile(self._graph, self._compiled)
         self.shared = True
+
+    def _register_kernels(self, options: ort.SessionOptions) -> None:
+        if self.kernels is not None:
+            self.kernels.register(options)
+
+    def _compile(self, graph: Path, folder: Path) -> Path:
+        """The compiled form of `graph`, from `folder` or made there. Raises BrokenBundle, and OSError from the disk."""
+        try:
+            return compiled.find(folder) or compiled.build(graph, folder, self._register_kernels)
+        except (OSError, KernelsRefused):
+            raise
+        except Exception as error:
+            raise BrokenBundle(f"ONNX Runtime cannot load {graph.name}: {first_line(str(error))}") from error
 
     def _open(self, threads: int, graph: Path | None = None) -> ort.InferenceSession:
         options = compiled.session_options(threads)
+        self._register_kernels(options)
         if self.shared:  # optimised already
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         providers = [(name, dict(settings)) for name, settings in self._device.providers]
@@ -113,14 +133,23 @@ class Sessions:
         return session
 
 
-def _compile(graph: Path, folder: Path) -> Path:
-    """The compiled form of `graph`, from `folder` or made there. Raises BrokenBundle, and OSError from the disk."""
+def open_sessions(folder: Path, device: Device, settings: Settings) -> tuple[Sessions, KernelUse | None]:
+    """The sessions of the model in `folder`, with the kernels of the operator's library if it can be used.
+
+    When it cannot, a warning says why and the operators run as their functions; None without a library.
+    Raises BrokenBundle.
+    """
+    path = settings.custom_ops
+    if path is None:
+        return Sessions(folder, device, settings), None
     try:
-        return compiled.find(folder) or compiled.build(graph, folder)
-    except OSError:
-        raise
-    except Exception as error:
-        raise BrokenBundle(f"ONNX Runtime cannot load {graph.name}: {first_line(str(error))}") from error
+        return Sessions(folder, device, settings, Kernels(path)), KernelUse(path.name)
+    except (KernelsRefused, BrokenBundle) as error:
+        reason = str(error)
+    sessions = Sessions(folder, device, settings)  # a graph that is broken by itself ends here
+    model = f"{folder.parent.name}/{folder.name}"
+    logger.warning("%s runs without the kernels of %s: %s", model, path.name, reason)
+    return sessions, KernelUse(path.name, reason=reason)
 
 
 def first_line(text: str) -> str:
