@@ -306,6 +306,29 @@ class Provenance(Part):
     """ISO 8601, UTC."""
 
 
+PrecisionKind = Literal["fp32", "fp16", "int8"]
+
+
+class Precision(Part):
+    """In what the projections compute, and what that costs on the task's metric over the validation split.
+
+    int8: weights with a scale for each output channel; activations with one scale for everything in a batch.
+    """
+
+    kind: PrecisionKind = "fp32"
+    kept: tuple[str, ...] = ()
+    """Weights of projections that stay in float32, because reducing them hurts."""
+    dataset: str = ""
+    split: str = ""
+    full: dict[str, float] = {}
+    """The metrics in float32."""
+    reduced: dict[str, float] = {}
+    loss_percent: float | None = None
+    """Of the metric that suffered most, by how much it is worse; negative: better."""
+    max_loss_percent: float | None = None
+    """What was allowed."""
+
+
 class Manifest(Part):
     """Everything the service and its users need to know about one version of one model."""
 
@@ -322,6 +345,7 @@ class Manifest(Part):
     """Of explain.onnx, over all of its outputs."""
     checks: tuple[Check, ...] = ()
     """What the exporter checked of each graph beside parity; a bundle is written only when all of them passed."""
+    precision: Precision = Precision()
     metrics: dict[str, Any] = {}
     """Measured by `kronserve evaluate`: {"split": .., "values": {..}}."""
     serving: Serving = Serving()

@@ -18,7 +18,7 @@ from bench.load import require_wrk
 def describe() -> dict[str, Any]:
     """Processor, cores, memory, load at the start, and every version that matters."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_average_at_start": psutil.getloadavg()[0],
@@ -39,7 +39,7 @@ def _onnxruntime() -> str:
     return str(onnxruntime.__version__)
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

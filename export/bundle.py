@@ -29,8 +29,12 @@ from app.manifest import (
     Forecasting,
     Manifest,
     Parity,
+    ParityCase,
+    Precision,
+    PrecisionKind,
     Provenance,
     Resize,
+    Serving,
     Task,
     TensorClassification,
     TensorSpec,
@@ -40,6 +44,7 @@ from export import verify
 from export.checkpoint import WEIGHTS, Checkpoint, ExportError, load_module
 from export.explain import attention_outputs, explained
 from export.graph_checks import inlined
+from export.reduce import Reduction, reduce
 from export.sign import sign
 from export.signature import (
     Description,
@@ -57,6 +62,10 @@ from models.config import to_dict
 EXPLAIN = "explain.onnx"
 
 
+TOLERANCES: dict[PrecisionKind, float] = {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.1}
+"""Largest error against PyTorch's float32 and float64, relative to the output's scale."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What to export as what. None and empty values are taken from the training or the bundle exported before."""
@@ -65,7 +74,8 @@ class Request:
     version: str
     repository: Path
     opset: int = 20
-    tolerance: float = 1e-5
+    tolerance: float | None = None
+    """Relative to the output's scale; None: `TOLERANCES` of the precision."""
     labels: tuple[str, ...] = ()
     variates: tuple[str, ...] = ()
     frequency: str | None = None
@@ -77,10 +87,19 @@ class Request:
     """Add explain.onnx, with every block's mode attentions as outputs on request."""
     inline: bool = False
     """Write the functions' bodies in their nodes' place, for runtimes that know no model-local functions."""
+    reduction: Reduction | None = None
+    """Fewer bits than float32, judged on the task's metric."""
     sign: Path | None = None
     """PEM file of the private key that signs the manifest."""
     force: bool = False
     """Replace the version if it exists."""
+
+    @property
+    def allowed(self) -> float:
+        """The tolerance of this export."""
+        return (
+            TOLERANCES[self.reduction.kind if self.reduction else "fp32"] if self.tolerance is None else self.tolerance
+        )
 
 
 def task(checkpoint: Checkpoint, request: Request) -> Task:
@@ -181,7 +200,9 @@ def export_bundle(
     sig = signature(config)
     before, explain = checkpoint.manifest, request.explain
     if explain is None:
-        explain = before is not None and before.outputs[-1].on_request
+        explain = before is not None and before.outputs[-1].on_request and request.reduction is None
+    if request.reduction is not None and (explain or request.inline):
+        raise ExportError("--explain and --inline write float32 graphs; leave them out with --precision")
     try:
         on_request = attention_outputs(config) if explain else ()
         model = trace(module, sig, request.opset)
@@ -190,6 +211,9 @@ def export_bundle(
     with _staged(target) as folder:
         (folder / WEIGHTS).write_bytes(checkpoint.weights)
         prove = partial(_write_graph, module=module, request=request)
+        precision = Precision()
+        if request.reduction is not None:
+            precision = _reduced(model, checkpoint, request, described, folder)
         parity, checks = prove(model, folder / GRAPH, (sig.inputs, sig.outputs))
         further = None
         if on_request:
@@ -199,7 +223,9 @@ def export_bundle(
                 further, more = prove(model, folder / EXPLAIN, every)
                 checks += more
         manifest = _manifest(checkpoint, request, described, on_request, (parity, further), folder)
-        manifest = manifest.model_copy(update={"checks": tuple(checks)})
+        # The scale of int8 activations is that of all in a batch: alone, no row has a part in another's.
+        serving = Serving(max_batch=1) if precision.kind == "int8" else Serving()
+        manifest = manifest.model_copy(update={"checks": tuple(checks), "precision": precision, "serving": serving})
         _write(manifest, folder)
         if evaluate is not None:
             manifest = manifest.model_copy(update={"metrics": evaluate(folder)})
@@ -216,12 +242,33 @@ def _write_graph(
     module: nn.Module,
     request: Request,
 ) -> tuple[Parity, list[Check]]:
-    """Save a graph of these inputs and outputs beside the weights it refers to, and prove it."""
+    """Prove a graph of these inputs and outputs; one of full precision is saved first, beside its weights."""
+    if request.reduction is None:
+        _save(model, path, request.inline)
+    parity = verify.measure(path, module, signature[0][0], request.allowed)
+    return parity, verify.prove_graph(path, *signature, request.allowed)
+
+
+def _save(model: ir.Model, path: Path, inline: bool = False) -> None:
     refer_to(model, path.with_name(WEIGHTS))
     proto = with_functions(model)
-    onnx.save(inlined(proto) if request.inline else proto, path)
-    parity = verify.measure(path, module, signature[0][0], request.tolerance)
-    return parity, verify.prove_graph(path, *signature, request.tolerance)
+    onnx.save(inlined(proto) if inline else proto, path)
+
+
+def _reduced(model: ir.Model, checkpoint: Checkpoint, request: Request, described: Task, folder: Path) -> Precision:
+    """Write the float32 graph, judge it, and replace it by one of fewer bits that is judged as well."""
+    assert request.reduction is not None
+    none_yet = Parity(tolerance=request.allowed, cases=(ParityCase(shape=(), absolute=0.0, relative=0.0),))
+
+    def write_manifest() -> None:
+        """So that whoever judges the bundle finds its task and data set."""
+        _write(_manifest(checkpoint, request, described, (), (none_yet, None), folder), folder)
+
+    _save(model, folder / GRAPH)
+    write_manifest()
+    return reduce(
+        model, checkpoint.weights, signature(checkpoint.config).inputs[0], folder, request.reduction, write_manifest
+    )
 
 
 def _manifest(
@@ -244,7 +291,7 @@ def _manifest(
         outputs=(*sig.outputs, *on_request),
         provenance=Provenance(
             config=_config(checkpoint.config),
-            weights_sha256=files[WEIGHTS].sha256,
+            weights_sha256=hashlib.sha256(checkpoint.weights).hexdigest(),
             training=training,
             versions=versions(),
             opset=request.opset,

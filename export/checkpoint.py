@@ -71,6 +71,8 @@ def read_checkpoint(folder: Path, weights: bytes | None = None) -> Checkpoint:
             manifest = Manifest.model_validate(_json(folder / "manifest.json"))
         except ValidationError as error:
             raise ExportError(f"{folder / 'manifest.json'} is not a manifest: {error}") from error
+        if manifest.precision.kind != "fp32":
+            raise ExportError(f"{folder} has weights in {manifest.precision.kind}; export from where it was made of")
         values, training = manifest.provenance.config, manifest.provenance.training
         if values.get("kind") == OwnModule.kind:
             raise ExportError(f"{folder} was made from a network of one's own; export it with --module and --weights")

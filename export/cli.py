@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,17 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tolerance",
         type=_tolerance,
-        default=1e-5,
-        help="largest error against PyTorch, relative to the output's scale; default: %(default)s",
+        help="largest error against PyTorch, relative to the output's scale; default: 1e-5, fp16 0.01, int8 0.1",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the proof there, as text")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default: %(default)s")
+    parser.add_argument(
+        "--max-metric-loss",
+        type=_tolerance,
+        default=0.5,
+        metavar="PERCENT",
+        help="how much worse fp16 or int8 may make the metric on the validation split; default: %(default)s",
+    )
     parser.add_argument("--labels", type=_names, default=(), metavar="A,B,..", help="a classifier's labels, in order")
     parser.add_argument("--variates", type=_names, default=(), metavar="A,B,..", help="variates a forecaster learned")
     parser.add_argument("--frequency", metavar="ALIAS", help="a forecaster's sampling step: h, 10min, D")
@@ -135,23 +143,30 @@ def export(argv: list[str]) -> int:
         from export.bundle import Request, export_bundle
         from export.checkpoint import ExportError, read_checkpoint
         from export.own_module import read_own_module
+        from export.reduce import Reduction
         from export.report import proof
         from export.weight_files import read_weights
     except ModuleNotFoundError as error:
         return missing("export", error)
-    evaluate = None
-    if options.evaluate is not None:
+    evaluate = reduction = None
+    if options.evaluate is not None or options.precision != "fp32":
         try:
             from train.datasets.folder import DatasetError
             from train.evaluate import BundleError, evaluate_bundle
         except ModuleNotFoundError as error:
             return missing("train", error)
 
-        def evaluate(folder: Path) -> dict[str, Any]:
+        def on_split(split: Any, option: str, folder: Path) -> dict[str, Any]:
             try:
-                return evaluate_bundle(folder, options.evaluate, progress=sys.stderr.isatty())
+                return evaluate_bundle(folder, split, progress=sys.stderr.isatty())
             except (BundleError, DatasetError) as error:
-                raise ExportError(f"--evaluate {options.evaluate}: {error}") from error
+                raise ExportError(f"{option}: {error}") from error
+
+        if options.evaluate is not None:
+            evaluate = partial(on_split, options.evaluate, f"--evaluate {options.evaluate}")
+        if options.precision != "fp32":
+            judge = partial(on_split, "val", f"--precision {options.precision} is judged on the validation split")
+            reduction = Reduction(options.precision, judge, options.max_metric_loss)
 
     request = Request(
         name=options.name,
@@ -168,6 +183,7 @@ def export(argv: list[str]) -> int:
         metrics=metrics,
         explain=options.explain,
         inline=options.inline,
+        reduction=reduction,
         sign=options.sign,
         force=options.force,
     )

@@ -11,9 +11,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
-from app.manifest import Manifest, Parity
+from app.manifest import Manifest, Parity, Precision
 from export.cost import cost_of_one_row
 from export.graph_checks import GraphError
+from export.report import precision_lines
 
 
 class BundleError(Exception):
@@ -80,6 +81,7 @@ def render(description: dict[str, Any]) -> str:
         ("parameters", f"{graph['parameters']:,}"),
         ("graph", f"{graph['nodes']} nodes, opset {provenance['opset']}, IR {graph['ir_version']}"),
         ("cost", _cost(description["cost"])),
+        ("precision", "; ".join(precision_lines(Precision.model_validate(description["precision"])))),
         ("operators", operators),
         ("functions", functions),
         ("inline", f"{graph['inline_constants_bytes']:,} bytes of folded constants"),

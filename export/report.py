@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.manifest import Check, Manifest, Parity, ParityCase
+from app.manifest import Check, Manifest, Parity, ParityCase, Precision
 
 
 def check_lines(checks: tuple[Check, ...] | list[Check]) -> list[str]:
@@ -31,13 +31,29 @@ def parity_lines(title: str, parity: Parity) -> list[str]:
     return lines
 
 
+def precision_lines(precision: Precision) -> list[str]:
+    """What fewer bits cost on the metric; nothing to say in float32."""
+    if precision.kind == "fp32":
+        return []
+    pairs = (f"{name} {precision.full[name]:.6g} -> {precision.reduced[name]:.6g}" for name in precision.full)
+    kept = f"; {len(precision.kept)} projections in float32" if precision.kept else ""
+    return [
+        f"{precision.kind}: {', '.join(pairs)} on {precision.dataset} {precision.split}, "
+        f"{precision.loss_percent:+.3f} % worse of {precision.max_loss_percent:g} % allowed{kept}"
+    ]
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
 def proof(manifest: Manifest) -> str:
     """The whole report of one export."""
-    lines = [*check_lines(manifest.checks), *parity_lines("parity", manifest.parity)]
+    lines = [
+        *precision_lines(manifest.precision),
+        *check_lines(manifest.checks),
+        *parity_lines("parity", manifest.parity),
+    ]
     if manifest.explain_parity is not None:
         lines += parity_lines("outputs on request", manifest.explain_parity)
     return "\n".join(lines)
