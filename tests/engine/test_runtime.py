@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -124,6 +125,15 @@ def damage(bundle: Path, kind: str) -> None:
         case "lie about the shape":
             lie = {"name": "series", "datatype": "FP32", "shape": [-1, -1, 48], "axes": []}
             rewrite_manifest(bundle, inputs=[lie])
+        case "lie about the output":
+            rewrite_manifest(
+                bundle, outputs=[{"name": "forecast", "datatype": "FP32", "shape": [-1, -1, 96], "axes": []}]
+            )
+        case "an operator the runtime lacks":
+            model = onnx.load(graph, load_external_data=False)
+            next(node for node in model.graph.node if node.op_type == "Sigmoid").op_type = "Oracle"
+            onnx.save(model, graph)
+            rewrite_manifest(bundle, files={"model.onnx": hash_of(graph), "weights.safetensors": hash_of(weights)})
         case "a path outside":
             rewrite_manifest(bundle, files={"model.onnx": hash_of(graph), "../secret": hash_of(graph)})
             shutil.copy(graph, bundle.parent / "secret")
@@ -149,6 +159,8 @@ def hash_of(file: Path) -> dict[str, Any]:
         ("manifest of another version", "the folder is hot-etth1/1"),
         ("unknown key", "surprise"),
         ("lie about the shape", "but model.onnx has"),
+        ("lie about the output", "lists the outputs as .*but model.onnx has"),
+        ("an operator the runtime lacks", "ONNX Runtime cannot load model.onnx: .*Oracle"),
         ("a path outside", "../secret"),
         ("rubbish instead of a graph, hash and all", "ONNX Runtime cannot load"),
     ],
