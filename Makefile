@@ -51,6 +51,7 @@ chaos: .venv/dev.stamp
 reproduce: .venv/dev.stamp
 	$(BIN)/python -m bench.operators
 	$(BIN)/python -m bench.reproduce
+	$(BIN)/python -m train.tables $(patsubst %,model_repository/%/1,hot-etth1 hot-weather kao-etth1)
 
 # The messages of gRPC, written anew from their definition.
 proto: .venv/dev.stamp

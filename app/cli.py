@@ -17,6 +17,7 @@ EPILOG = """examples:
   kronserve train hot-etth1                            train a recipe into runs/hot-etth1
   kronserve export runs/hot-etth1 --name hot-etth1 --version 1
   kronserve evaluate hot-etth1                         a bundle's metrics on its test split, as JSON
+  kronserve calibrate model_repository/hot-etth1/1     prediction intervals, or a classifier's temperature
   kronserve inspect model_repository/hot-etth1/1       what a bundle holds
   kronserve verify model_repository/hot-etth1/1        whether it is whole and computes what it says
 
