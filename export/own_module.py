@@ -24,13 +24,13 @@ def read_own_module(factory: str, weights: Path, input_shape: tuple[int, ...] | 
     forecaster. A network with one of our configs as its attribute `config` needs none. ExportError says what is wrong.
     """
     module = _built(factory)
-    config = getattr(module, "config", None)
+    config, names = getattr(module, "config", None), module.state_dict().keys()
     if isinstance(config, Config):
-        return Checkpoint(config, weights, read_weights(weights), {}, None, module)
+        return Checkpoint(config, weights, read_weights(weights, names), {}, None, module)
     if input_shape is None:
         raise ExportError(f"--module {factory}: say what one sample is with --input-shape, as 'N,96' or '1,32,32,32'")
     description = OwnModule(factory, input_shape, _output_shape(module, factory, input_shape))
-    return Checkpoint(description, weights, read_weights(weights), {}, None, module)
+    return Checkpoint(description, weights, read_weights(weights, names, authors=False), {}, None, module)
 
 
 def _built(factory: str) -> nn.Module:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -17,14 +18,19 @@ from export.checkpoint import ExportError
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 _NESTED = ("state_dict", "model_state_dict", "model")
 """Where training frameworks keep the state dict inside a larger file."""
+_PARALLEL = "module."
+"""What torch.nn.parallel puts before every name."""
 
 
-def read_weights(path: Path) -> bytes:
-    """The file's tensors as a safetensors file, under the names that `models` uses.
+def read_weights(path: Path, wanted: Set[str] | None = None, *, authors: bool = True) -> bytes:
+    """The file's tensors as a safetensors file, under the names that the module uses.
 
-    A PyTorch file is read with weights_only=True. It may hold the state dict itself or under one of the usual keys;
-    the prefix "module." of a parallel training run goes, and the HOT authors' names are translated
+    A PyTorch file is read with weights_only=True. It may hold the state dict itself or under one of the usual keys.
+    The prefix "module." of a parallel training run goes if every name has it, and the HOT authors' names are translated
     (`export.author_names`). A safetensors file under its own names is taken as it is. ExportError: not such a file.
+
+    wanted: the module's own names, where they are known: nothing is renamed unless more of them fit then.
+    authors: whether the network may be one of the authors'.
     """
     if path.suffix not in SUFFIXES:
         raise ExportError(f"--weights {path}: a file ending in {', '.join(SUFFIXES)} is needed")
@@ -32,24 +38,32 @@ def read_weights(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise ExportError(f"--weights {path}: {error.strerror}") from error
-    stored = load(content) if path.suffix == ".safetensors" and _readable(content, path) else _read_torch(path)
-    names = {name: name.removeprefix("module.") for name in stored}
-    if is_authors(names.values()):
-        names = {name: new for name, old in names.items() if (new := renamed(old)) is not None}
+    stored = _read_safetensors(content, path) if path.suffix == ".safetensors" else _read_torch(path)
+    names = _renaming(stored.keys(), wanted, authors=authors)
     if path.suffix == ".safetensors" and all(old == new for old, new in names.items()) and len(names) == len(stored):
         return content
     translated: bytes = save({new: stored[old].detach().clone().contiguous() for old, new in names.items()})
     return translated
 
 
-def _readable(content: bytes, path: Path) -> bool:
-    from safetensors import SafetensorError
+def _renaming(stored: Set[str], wanted: Set[str] | None, *, authors: bool) -> dict[str, str]:
+    """The new name of each tensor that is kept."""
+    ways = [{name: name for name in stored}]
+    if all(name.startswith(_PARALLEL) for name in stored):
+        ways.append({name: name.removeprefix(_PARALLEL) for name in stored})
+    if authors and is_authors(stored):
+        ways.append({name: new for name, old in ways[-1].items() if (new := renamed(old)) is not None})
+    if wanted is None:
+        return ways[-1]
+    return max(ways, key=lambda names: len(wanted & set(names.values())))  # the first of equals: as little as possible
 
+
+def _read_safetensors(content: bytes, path: Path) -> Mapping[str, Tensor]:
     try:
-        load(content)
+        tensors: dict[str, Tensor] = load(content)
     except (SafetensorError, ValueError) as error:
         raise ExportError(f"{path} is not a readable safetensors file: {error}") from error
-    return True
+    return tensors
 
 
 def _read_torch(path: Path) -> Mapping[str, Tensor]:

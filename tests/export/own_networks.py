@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,28 @@ class Slices(nn.Module):
         tokens = self.block(self.lift(x).movedim(1, -1))
         result: Tensor = self.read(self.norm(tokens.mean(dim=(1, 2))))
         return result
+
+
+class Deciding(nn.Module):
+    """(b, n, 12) -> (b, n, 5): what it computes depends on what it sees."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., :5] if x.mean() > 0 else -x[..., :5]
+
+
+def wrapping_a_module() -> nn.Module:
+    """Named as a parallel run names everything."""
+    return nn.Sequential(OrderedDict(module=nn.Linear(12, 5)))
+
+
+def with_the_authors_names() -> nn.Module:
+    """Parts that the HOT authors' code has too, in a network that is not theirs."""
+    block = nn.Sequential(OrderedDict(norm1=nn.LayerNorm(12), query_proj=nn.Linear(12, 5)))
+    return nn.Sequential(OrderedDict(blocks=nn.Sequential(block)))
+
+
+def decides_by_its_values() -> nn.Module:
+    return Deciding()
 
 
 def differences() -> nn.Module:

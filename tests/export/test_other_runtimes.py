@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,15 @@ def test_a_recorded_answer_that_is_not_the_graphs_fails(exports: Callable[[str],
     parity["answers"][0]["input_crc32"] += 1  # another NumPy's numbers say nothing
     rewrite_manifest(folder, parity=parity)
     assert "not compared" in verify_bundle(folder)[-1].detail
+
+
+def test_verifying_writes_nothing_into_the_bundle(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    """Whose folder may be read-only, or watched by a service."""
+    exported = exports("forecaster-sum")
+    folder = Path(shutil.copytree(exported.folder, tmp_path / exported.folder.parent.name / exported.folder.name))
+    os.utime(folder, (1, 1))
+    assert [check for check in verify_bundle(folder) if not check.passed] == []
+    assert folder.stat().st_mtime == 1  # a file that comes and goes would set it
 
 
 def test_files_that_nobody_listed_are_named(exports: Callable[[str], Exported], tmp_path: Path) -> None:

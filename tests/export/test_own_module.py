@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from app.manifest import Forecasting, TensorClassification
@@ -106,6 +106,23 @@ def test_every_format_gives_the_same_weights(form: str, tmp_path: Path) -> None:
     loaded = load_module(read_own_module(f"{PLACE}:differences", path, (-1, 12))).state_dict()
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("make", [own_networks.wrapping_a_module, own_networks.with_the_authors_names])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_networks_own_names_stay(make: Callable[[], nn.Module], prefix: str, tmp_path: Path) -> None:
+    """Be they what a parallel run or the HOT authors' code has in its names."""
+    state = _module(make).state_dict()
+    stored = {f"{prefix}{name}": value for name, value in state.items()}
+    for path in (_torch(stored, tmp_path / "w.pt"), _safetensors(stored, tmp_path / "w.safetensors")):
+        loaded = load_module(read_own_module(f"{PLACE}:{make.__name__}", path, (-1, 12))).state_dict()
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_a_prefix_that_not_every_name_has_stays(tmp_path: Path) -> None:
+    path = _torch({"module.weight": torch.ones(2), "scale": torch.ones(1)}, tmp_path / "w.pt")
+    assert load(read_weights(path)).keys() == {"module.weight", "scale"}
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
