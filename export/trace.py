@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -13,13 +17,18 @@ import torch
 from onnxscript import ir
 from onnxscript import opset20 as op
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from export import ops
+from export.checkpoint import ExportError
 from export.signature import Signature
 from export.simplify import rename_dimensions, simplify
 
 OPSETS = range(20, 24)
 """Default-domain opsets this exporter can write."""
+_REASON = 300
+"""Characters of torch's own words in a message."""
+_LOGGERS = ("torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
@@ -39,23 +48,53 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's remarks on optional packages and its own deprecated calls."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _in_short(module: nn.Module) -> Iterator[None]:
+    """What torch raises as one line, with the line of the module's own code where it happened; no graph printed."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    except Exception as error:  # torch.export and torch.onnx raise anything, a module's own exceptions among them
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
+        if isinstance(error, GuardOnDataDependentSymNode):
+            reason = "what it computes depends on the values it is given"
+        message = f"{type(module).__name__} cannot be traced to ONNX: {type(cause).__name__}: {reason[:_REASON]}"
+        raise ExportError(message + _place(error, module)) from error
+    sys.stderr.write(said.getvalue())
+
+
+def _place(error: Exception, module: nn.Module) -> str:
+    """The innermost line of the files that the module's classes are written in."""
+    classes = {type(part) for part in module.modules() if not type(part).__module__.startswith("torch.")}
+    files = {getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in classes}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
 def trace(module: nn.Module, sig: Signature, opset: int = 20, further_outputs: Sequence[str] = ()) -> ir.Model:
     """The module's inference graph with its initializers named as in its state dict.
 
     Axes of size -1 in `sig` are dynamic. further_outputs: names of what the module gives beside its
-    output. ValueError: an opset outside `OPSETS`.
+    output. ValueError: an opset outside `OPSETS`. ExportError: the module cannot be captured as a graph, or has an
+    operator that ONNX lacks.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset {opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}")
@@ -67,7 +106,7 @@ def trace(module: nn.Module, sig: Signature, opset: int = 20, further_outputs: S
         if size < 0
     }
     module = module.eval()
-    with _quiet(), torch.no_grad():
+    with _quiet(), _in_short(module), torch.no_grad():
         program = torch.export.export(module, (torch.zeros(sizes),), dynamic_shapes=(dynamic,), strict=False)
         exported = torch.onnx.export(
             program,

@@ -51,6 +51,14 @@ class Deciding(nn.Module):
         return x[..., :5] if x.mean() > 0 else -x[..., :5]
 
 
+class Bessel(nn.Module):
+    """(b, n, 12) -> (b, n, 5), by a function that ONNX lacks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = torch.special.bessel_j0(x[..., :5])
+        return result
+
+
 def wrapping_a_module() -> nn.Module:
     """Named as a parallel run names everything."""
     return nn.Sequential(OrderedDict(module=nn.Linear(12, 5)))
@@ -64,6 +72,10 @@ def with_the_authors_names() -> nn.Module:
 
 def decides_by_its_values() -> nn.Module:
     return Deciding()
+
+
+def beyond_onnx() -> nn.Module:
+    return Bessel()
 
 
 def differences() -> nn.Module:

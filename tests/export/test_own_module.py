@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,6 +189,24 @@ def test_a_factory_that_does_not_serve_is_said(
         read_own_module(f"no.such.package:{name}", weights, shape)
     with pytest.raises(ExportError, match=r"package\.module:function"):
         read_own_module(PLACE, weights, shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("decides_by_its_values", r"depends on the values it is given \(own_networks\.py, line \d+: return x.* if x"),
+        ("beyond_onnx", r"DispatchError: No ONNX function found for .*bessel_j0"),
+    ],
+)
+def test_a_network_that_cannot_be_traced_is_said_in_one_line(
+    name: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights = ["--module", f"{PLACE}:{name}", "--weights", str(_torch({}, tmp_path / "w.pt"))]
+    target = ["--input-shape", "N,12", "--name", "m", "--version", "1", "--repository", str(tmp_path / "r")]
+    assert export([*weights, *target]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search(f"^kronserve export: .* cannot be traced to ONNX: .*{message}", line)
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(
