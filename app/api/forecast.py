@@ -16,7 +16,7 @@ from app.api.negotiation import choose
 from app.api.series_query import SeriesOptions, SeriesQuery
 from app.api.task_routes import require_task, task_router
 from app.api.uploads import Upload, read_uploads
-from app.errors import InvalidRequest, UnusableInput
+from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
 from app.manifest import Forecasting
 from app.readers.formats import format_of, read_series
 from app.readers.libraries import offload_with
@@ -186,10 +186,14 @@ def decoded(
     if horizon is not None and payload.horizon is not None and horizon != payload.horizon:
         raise UnusableInput(f"horizon is {payload.horizon} in the body but {horizon} beside it", field="horizon")
     steps = payload.horizon if horizon is None else horizon
-    settled = []
+    settled: list[Settled] = []
+    numbers = 0
     for series in payload.series:
         try:
             regular, report = settle(series, spec.lookback, keep=keep, frequency=payload.frequency, fill=options.fill)
+            numbers += regular.values.size
+            if numbers * 8 > limit:
+                raise PayloadTooLarge(f"with left-out steps, the series have more numbers than {limit} bytes take")
             settled.append(Settled(forecasting.prepare(regular, spec, steps, input_name=input_name), report))
         except UnusableInput as error:
             if series.id is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import tzinfo
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,24 +56,65 @@ def parse_frequency(name: str, first: pd.Timestamp | None = None) -> BaseOffset:
 def step_of(stamps: pd.DatetimeIndex, frequency: str | None) -> BaseOffset | None:
     """The step of ordered stamps: the one given, or else the most frequent one; None for one stamp alone.
 
+    Weeks, months, quarters and years fall where the last stamp does: the first ones may be astray.
+
     Raises:
-        UnusableInput: an unknown frequency, or one that the first stamp contradicts.
+        UnusableInput: an unknown frequency, or one that the last stamp contradicts.
     """
     if frequency is not None:
-        return parse_frequency(frequency, stamps[0])
+        return parse_frequency(frequency, stamps[-1])
     return _most_frequent(stamps) if len(stamps) > 1 else None
 
 
 def follows(stamps: pd.DatetimeIndex, offset: BaseOffset) -> npt.NDArray[np.bool_]:
-    """Whether each stamp but the first is one step after the one before it.
+    """Whether each stamp but the first is one step after the one before it, and that one on the step itself.
 
     Raises:
         UnusableInput: a step leaves the calendar.
     """
+    clock = step_clock(stamps, offset)
     try:
-        return np.asarray(stamps[:-1] + offset == stamps[1:])
+        ahead = clock[:-1] + offset
+        # A step from between the steps leads onto them: Saturday to Monday is no business day.
+        return np.asarray((ahead == clock[1:]) & (ahead - offset == clock[:-1]))
     except (ValueError, OverflowError) as exc:
         raise UnusableInput(f"steps of {offset.freqstr!r} leave the calendar") from exc
+
+
+def step_clock(stamps: pd.DatetimeIndex, offset: BaseOffset) -> pd.DatetimeIndex:
+    """The stamps on the clock that a step counts on: for days and longer the zone's wall clock, else true time.
+
+    Where the zone skips the usual time of day, a stamp right after the skip counts as that time.
+    """
+    import pandas as pd
+
+    if stamps.tz is None or _is_fixed(offset):
+        return stamps
+    walls = stamps.tz_localize(None)
+    days = walls.normalize()
+    times, counts = np.unique((walls - days).to_numpy(), return_counts=True)
+    usual = days + times[counts.argmax()]
+    return pd.DatetimeIndex(walls.where(np.asarray(_localised(usual, stamps.tz) != stamps), usual))
+
+
+def steps_between(first: pd.Timestamp, last: pd.Timestamp, offset: BaseOffset) -> int | None:
+    """Steps from one time to a later one, both of a `step_clock`; None where no number of steps leads there."""
+    import pandas as pd
+
+    offsets = pd.tseries.offsets
+    if isinstance(offset, offsets.BusinessDay):
+        on_steps = offset.is_on_offset(first) and offset.is_on_offset(last)
+        if first - first.normalize() != last - last.normalize() or not on_steps:
+            return None
+        steps, rest = divmod(int(np.busday_count(str(first.date()), str(last.date()))), offset.n)
+        return None if rest else steps
+    if _is_fixed(offset) or isinstance(offset, offsets.Day | offsets.Week):
+        days = {offsets.Day: 1, offsets.Week: 7}.get(type(offset))
+        length = pd.Timedelta(nanoseconds=offset.nanos) if days is None else pd.Timedelta(days=days * offset.n)
+        steps, left = divmod(last - first, length)
+        return None if left or not offset.is_on_offset(first) else int(steps)
+    between = pd.date_range(first, last, freq=offset)
+    return len(between) - 1 if len(between) and between[0] == first and between[-1] == last else None
 
 
 def stamps_from(start: str, offset_name: str, count: int) -> tuple[pd.DatetimeIndex, BaseOffset]:
@@ -88,16 +130,28 @@ def stamps_from(start: str, offset_name: str, count: int) -> tuple[pd.DatetimeIn
     offset = parse_frequency(offset_name, stamps[0])
     if not offset.is_on_offset(stamps[0]):
         raise UnusableInput(f"start {stamps[0]} is not on {offset.freqstr!r}", field="start")
-    return steps_from(stamps[0], offset, count), offset
+    clock = step_clock(stamps[:1], offset)
+    whole = _zoned(_steps(clock[0], offset, count), stamps)
+    return whole if not count or whole[0] == stamps[0] else follow(stamps[:1], whole[1:]), offset
 
 
-def stamps_after(last: pd.Timestamp, frequency: str, count: int) -> pd.DatetimeIndex:
-    """The `count` timestamps that follow `last`.
+def stamps_after(stamps: pd.DatetimeIndex, frequency: str, count: int) -> pd.DatetimeIndex:
+    """The `count` timestamps that follow the last of regular ones.
 
     Raises:
         UnusableInput: they would pass year 9999.
     """
-    return steps_from(last, parse_frequency(frequency, last), count + 1)[1:]
+    offset = parse_frequency(frequency, stamps[-1])
+    last = step_clock(stamps, offset)[-1]
+    return _zoned(_steps(last, offset, count + 1)[1:], stamps)
+
+
+def stamps_until(stamps: pd.DatetimeIndex, offset: BaseOffset, count: int) -> pd.DatetimeIndex:
+    """The `count` timestamps that end with the last of some, which may leave steps out."""
+    import pandas as pd
+
+    clock = step_clock(stamps, offset)
+    return _zoned(pd.date_range(end=clock[-1], periods=count, freq=offset), stamps)
 
 
 def follow(first: pd.DatetimeIndex, second: pd.DatetimeIndex) -> pd.DatetimeIndex:
@@ -116,7 +170,7 @@ def isoformat(stamps: pd.DatetimeIndex) -> list[str]:
     return [stamp.isoformat() for stamp in stamps]
 
 
-def steps_from(first: pd.Timestamp, offset: BaseOffset, count: int) -> pd.DatetimeIndex:
+def _steps(first: pd.Timestamp, offset: BaseOffset, count: int) -> pd.DatetimeIndex:
     import pandas as pd
 
     try:
@@ -126,6 +180,23 @@ def steps_from(first: pd.Timestamp, offset: BaseOffset, count: int) -> pd.Dateti
     if count and stamps[-1].year > LAST_YEAR:
         raise UnusableInput(f"{count} steps of {offset.freqstr!r} from {first} pass year {LAST_YEAR}")
     return stamps
+
+
+def _is_fixed(offset: BaseOffset) -> bool:
+    """Whether the step always takes the same time: an hour does, a day with a change of the clocks does not."""
+    import pandas as pd
+
+    return isinstance(offset, pd.tseries.offsets.Tick)
+
+
+def _zoned(clock: pd.DatetimeIndex, stamps: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    """Times of a `step_clock` in the zone of the stamps that it was made of."""
+    return clock if stamps.tz is None or clock.tz is not None else _localised(clock, stamps.tz)
+
+
+def _localised(walls: pd.DatetimeIndex, zone: tzinfo) -> pd.DatetimeIndex:
+    """Wall-clock times in a zone: one that it skips is the first after, and of two the first counts."""
+    return walls.tz_localize(zone, nonexistent="shift_forward", ambiguous=np.ones(len(walls), np.bool_))
 
 
 def _most_frequent(stamps: pd.DatetimeIndex) -> BaseOffset:
@@ -141,13 +212,14 @@ def _most_frequent(stamps: pd.DatetimeIndex) -> BaseOffset:
     if days == 1:
         candidates = ["D", "B"]
     elif days % 7 == 0:
-        candidates = [_anchored("W", days // 7, stamps[0]) or ""]
+        candidates = [_anchored("W", days // 7, stamps[-1]) or ""]
     if days >= 28:
         months = max(1, round(days / 30.4375))
         unit, multiple = ("Y", months // 12) if months % 12 == 0 else ("M", months)
         if months == 3:
             unit, multiple = "Q", 1
-        candidates.append(_anchored(unit, multiple, stamps[0]) or candidates[0])
+        # Before the days: where as many rows speak for both, as 2021 to 2024 do, it is the calendar.
+        candidates.insert(0, _anchored(unit, multiple, stamps[-1]) or candidates[0])
     offsets = [pd.tseries.frequencies.to_offset(alias) for alias in candidates]
     return max(offsets, key=lambda offset: int(follows(stamps, offset).sum()))
 

@@ -25,6 +25,13 @@ MAX_GAPS = 10_000
 """Places where left-out steps are filled; a file with more of them has another step."""
 
 
+FEWEST_ROWS = 10
+"""Rows that tell the step, however few the model needs."""
+
+FILLED_NUMBERS = 1 << 24
+"""Numbers of a series whose left-out steps are all filled; one that was sent may be more."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What became of the rows: `rows` sent, `used` steps kept, how many `faults` the rows before those have.
@@ -56,52 +63,63 @@ def settle(
     """
     rows = series.values.shape[1]
     faults: npt.NDArray[np.intp] = np.empty(0, np.intp)
+    steps = np.arange(rows)
     offset = None
-    values, stamps = series.values, series.timestamps
-    first_row, filled_steps = 0, 0
+    stamps = series.timestamps
     if stamps is not None and len(stamps):
-        offset = _step(series, frequency)
+        offset = _step(series, frequency, need)
         if offset is not None:
-            faults = _faulty_rows(stamps, offset, fill)
-        first_row = int(faults[-1]) if faults.size else 0
-        values, stamps = values[:, first_row:], stamps[first_row:]
-        if fill is not None and offset is not None:
-            values, stamps = _with_left_out_steps(values, stamps, offset)
-            filled_steps = values.shape[1] - (rows - first_row)
+            faults, steps = _placed(stamps, offset, fill)
+            stamps = stamps[rows - len(steps) :]
     elif frequency is not None:
         offset = calendar.parse_frequency(frequency)
 
-    empty = np.isnan(values)
-    if fill is not None:
-        values = _filled(values, fill)
+    values = series.values[:, rows - len(steps) :]
+    total = int(steps[-1]) + 1 if len(steps) else 0
+    begin = 0 if keep is None else max(0, total - keep)
+    if total > max(2 * rows, FILLED_NUMBERS // len(values)) and keep is None:
+        raise UnusableInput(f"{total - len(steps)} steps are missing, more than are filled", field="fill")
+    known = steps >= begin
+    places = steps[known] - begin
+    left_out = np.ones(total - begin, np.bool_)
+    left_out[places] = False
+    if left_out.any():
+        assert stamps is not None
+        assert offset is not None
+        sent, stamps = stamps[known], calendar.stamps_until(stamps, offset, total - begin)
+        # A time that comes twice is the one that was sent.
+        stamps = stamps.where(left_out, sent[np.cumsum(~left_out).clip(1) - 1])
+    elif stamps is not None:
+        stamps = stamps[begin:]
+    empty = np.isnan(_spread(values[:, known], places, total - begin))
+    values = values[:, begin:] if fill is None else _filled(values, steps, begin, fill)
     usable = _usable_from(values)
-    start = usable if keep is None else max(usable, values.shape[1] - keep)
-    kept = values.shape[1] - start
+    kept = values.shape[1] - usable
     # An own fault of too few rows is the task's to tell; here only rows that are there and cannot be used.
     if kept < need and (faults.size or usable):
         _refuse(series, offset, faults, need, fill)
     elif kept == 0:
         raise UnusableInput("the series has no steps")
-    absent = _left_out(series.timestamps, stamps, first_row) if filled_steps else np.zeros(values.shape[1], np.bool_)
     settled = replace(
         series,
-        values=values[:, start:],
-        timestamps=None if stamps is None else stamps[start:],
+        values=values[:, usable:],
+        timestamps=None if stamps is None else stamps[usable:],
         frequency=series.frequency if offset is None else offset.freqstr,
     )
-    filled_steps = int(absent[start:].sum())
+    filled_steps = int(left_out[usable:].sum())
     before = series.values[:, : rows - (kept - filled_steps)]
     report = Report(
         rows=rows,
         used=kept,
         faults=int(faults.size) + int((~np.isfinite(before)).any(axis=0).sum()),
         filled_steps=filled_steps,
-        filled_values=int(empty[:, start:][:, ~absent[start:]].sum()),
+        filled_values=int(empty[:, usable:][:, ~left_out[usable:]].sum()),
     )
     return settled, report
 
 
-def _step(series: Series, frequency: str | None) -> BaseOffset | None:
+def _step(series: Series, frequency: str | None, need: int) -> BaseOffset | None:
+    """The step of the last rows, those that a model looks at: what the rows before them follow does not matter."""
     import pandas as pd
 
     stamps = series.timestamps
@@ -115,7 +133,8 @@ def _step(series: Series, frequency: str | None) -> BaseOffset | None:
             row = int((steps == 0).argmax()) + 1
             fault = f"row {row + 1}: {stamps[row]} repeats the row before, and no row is later than the one before it"
         raise UnusableInput(f"column {series.time_name!r}, {fault}", field=series.time_name)
-    ordered = stamps if forward.all() else pd.DatetimeIndex(stamps.drop_duplicates().sort_values())
+    last = stamps[-max(need, FEWEST_ROWS) :]
+    ordered = last if forward.all() else pd.DatetimeIndex(last.drop_duplicates().sort_values())
     offset = calendar.step_of(ordered, frequency)
     if offset is not None and not offset.is_on_offset(stamps[-1]):
         raise UnusableInput(
@@ -125,22 +144,33 @@ def _step(series: Series, frequency: str | None) -> BaseOffset | None:
     return offset
 
 
-def _faulty_rows(stamps: pd.DatetimeIndex, offset: BaseOffset, fill: Fill | None) -> npt.NDArray[np.intp]:
-    """Rows (from 0, ascending) that do not continue the row before them; when gaps are filled, up to the last of them
-    that is no mere gap."""
+def _placed(
+    stamps: pd.DatetimeIndex, offset: BaseOffset, fill: Fill | None
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows (from 0, ascending) that do not continue the row before them, and the steps, from 0, at which the rows from
+    the last of them on lie. When gaps are filled, they are no faults, but lead over what they leave out."""
     rows = np.flatnonzero(~calendar.follows(stamps, offset)) + 1
     if fill is None:
-        return rows
+        return rows, np.arange(len(stamps) - int(rows[-1]) if rows.size else len(stamps))
+    clock = calendar.step_clock(stamps, offset)
+    advance = np.ones(len(stamps), np.intp)
+    whole = len(stamps)
     for count, at in enumerate(rows[::-1]):
         if count == MAX_GAPS:
             raise UnusableInput(
                 f"more than {MAX_GAPS} places with missing steps; is the frequency right?", field="fill"
             )
-        last, this = stamps[at - 1], stamps[at]
-        missing = _missing_between(last, this, offset) if this > last else None
-        if missing is None or missing > MAX_STEPS:
-            return rows[: len(rows) - count]
-    return rows[:0]
+        steps = calendar.steps_between(clock[at - 1], clock[at], offset) if clock[at] > clock[at - 1] else None
+        if steps is None or steps > MAX_STEPS:
+            faults = rows[: len(rows) - count]
+            return faults, np.cumsum(advance[at:]) - 1
+        advance[at] = steps
+        whole += steps - 1
+        if whole > 2 * MAX_STEPS:
+            raise UnusableInput(
+                f"more than {MAX_STEPS} steps of {offset.freqstr!r} are missing; is the frequency right?", field="fill"
+            )
+    return rows[:0], np.cumsum(advance) - 1
 
 
 def _describe(last: pd.Timestamp, this: pd.Timestamp, offset: BaseOffset) -> str:
@@ -148,62 +178,45 @@ def _describe(last: pd.Timestamp, this: pd.Timestamp, offset: BaseOffset) -> str
         return f"{this} repeats the row before"
     if this < last:
         return f"{this} is earlier than the row before"
-    missing = _missing_between(last, this, offset)
-    if missing is None:
+    steps = calendar.steps_between(last, this, offset)
+    if steps is None:
         return f"{this} does not follow {last} by the step {offset.freqstr!r}"
-    steps = "one step" if missing == 1 else f"{missing} steps"
-    return f"{steps} of {offset.freqstr!r} missing before {this}"
+    missing = "one step" if steps == 2 else f"{steps - 1} steps"
+    return f"{missing} of {offset.freqstr!r} missing before {this}"
 
 
-def _missing_between(last: pd.Timestamp, this: pd.Timestamp, offset: BaseOffset) -> int | None:
-    """Steps left out between two stamps; None where no number of steps leads from one to the other."""
-    import pandas as pd
-
-    if isinstance(offset, pd.tseries.offsets.Tick):
-        steps, rest = divmod(this - last, pd.Timedelta(offset))
-        return None if rest else int(steps) - 1
-    between = pd.date_range(last, this, freq=offset)
-    return len(between) - 2 if len(between) and between[0] == last and between[-1] == this else None
-
-
-def _with_left_out_steps(
-    values: npt.NDArray[np.float64], stamps: pd.DatetimeIndex, offset: BaseOffset
-) -> tuple[npt.NDArray[np.float64], pd.DatetimeIndex]:
-    import pandas as pd
-
-    if calendar.follows(stamps, offset).all():
-        return values, stamps
-    whole = pd.date_range(stamps[0], stamps[-1], freq=offset)
-    if len(whole) > 2 * MAX_STEPS:
-        raise UnusableInput(f"{len(whole) - len(stamps)} steps are missing, more than are filled", field="fill")
-    spread = np.full((len(values), len(whole)), np.nan)
-    spread[:, whole.get_indexer(stamps)] = values
-    return spread, whole
-
-
-def _left_out(sent: pd.DatetimeIndex | None, stamps: pd.DatetimeIndex | None, first_row: int) -> npt.NDArray[np.bool_]:
-    assert sent is not None
-    assert stamps is not None
-    return np.asarray(~stamps.isin(sent[first_row:]))
-
-
-def _filled(values: npt.NDArray[np.float64], fill: Fill) -> npt.NDArray[np.float64]:
-    """Every empty cell that has what it takes: a value before it, and for a line one behind it."""
-    empty = np.isnan(values)
-    if not empty.any():
+def _spread(values: npt.NDArray[np.float64], places: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.float64]:
+    """Columns put at their places among `count`; the others are NaN."""
+    if len(places) == count:
         return values
-    filled = values.copy()
-    steps = np.arange(values.shape[1])
+    spread = np.full((len(values), count), np.nan)
+    spread[:, places] = values
+    return spread
+
+
+def _filled(
+    values: npt.NDArray[np.float64], steps: npt.NDArray[np.intp], begin: int, fill: Fill
+) -> npt.NDArray[np.float64]:
+    """The steps from `begin` on, with every empty cell that has what it takes: a value before it, and for a line one
+    behind it. `values` lie at `steps`, and those before `begin` are looked at, but not spread out."""
+    inside = steps >= begin
+    count = int(steps[-1]) + 1 - begin if len(steps) else 0
+    spread = _spread(values[:, inside], steps[inside] - begin, count)
+    empty = np.isnan(spread)
+    if not empty.any():
+        return spread
+    filled = spread.copy()
     for row in np.flatnonzero(empty.any(axis=1)):
-        known = np.flatnonzero(~empty[row])
+        known = np.flatnonzero(~np.isnan(values[row]))
         if not known.size:
             continue
+        wanted = np.flatnonzero(empty[row]) + begin
+        behind = count + begin if fill == "ffill" else steps[known[-1]]
+        wanted = wanted[(wanted > steps[known[0]]) & (wanted < behind)]
         if fill == "ffill":
-            before = np.maximum.accumulate(np.where(empty[row], -1, steps))
-            filled[row] = np.where(before < 0, np.nan, values[row, before])
+            filled[row, wanted - begin] = values[row, known[np.searchsorted(steps[known], wanted) - 1]]
         else:
-            inside = slice(int(known[0]), int(known[-1]) + 1)
-            filled[row, inside] = np.interp(steps[inside], known, values[row, known])
+            filled[row, wanted - begin] = np.interp(wanted, steps[known], values[row, known])
     return filled
 
 
@@ -219,6 +232,7 @@ def _refuse(
     """Name the faults of the last `need` rows, in the order of the file."""
     rows = series.values.shape[1]
     first = max(0, rows - need)
+    clock = None if offset is None or series.timestamps is None else calendar.step_clock(series.timestamps, offset)
     wrong = faults[faults > first]
     bad = ~np.isfinite(series.values[:, first:])
     steps, variates = np.nonzero(bad.T)
@@ -232,9 +246,9 @@ def _refuse(
     named: list[str] = []
     for row, variate in places[:MAX_NAMED]:
         if variate < 0:
-            assert series.timestamps is not None
+            assert clock is not None
             assert offset is not None
-            name, what = series.time_name, _describe(series.timestamps[row - 1], series.timestamps[row], offset)
+            name, what = series.time_name, _describe(clock[row - 1], clock[row], offset)
         else:
             name = series.names[variate]
             missing = np.isnan(series.values[variate, row])

@@ -142,7 +142,7 @@ def finish(prepared: Prepared, outputs: Mapping[str, npt.NDArray[np.generic]]) -
         values[row] = drop_noise(values[row], float(prepared.scale[row, 0]))
     series, timestamps = prepared.series, None
     if series.timestamps is not None and series.frequency is not None:
-        timestamps = calendar.stamps_after(series.timestamps[-1], series.frequency, values.shape[1])
+        timestamps = calendar.stamps_after(series.timestamps, series.frequency, values.shape[1])
     return Forecast(series.names, timestamps, values, series.frequency, series.time_name, series.id)
 
 

@@ -447,3 +447,19 @@ async def test_whole_files_are_forecast_as_they_are(repository: Path, cache: Pat
             answer = response.json()
             assert (answer["input"]["rows"], len(answer["forecast"])) == (rows, variates)
             assert answer["timestamps"][0] == after
+
+
+async def test_left_out_steps_cost_no_more_than_what_is_sent_may(
+    client: httpx.AsyncClient, repository: Path, cache: Path
+) -> None:
+    seconds = table(values(steps=150), freq="s")
+    response = await ask(client, seconds, params={"freq": "us", "fill": "ffill"})
+    assert response.status_code == 422
+    assert response.json()["field"] == "fill"
+    rows = [f"{name},2020-01-0{day},1\n" for name in range(200) for day in (1, 9)]
+    body = ("unique_id,ds,y\n" + "".join(rows)).encode()
+    settings = Settings(repository=repository, cache_dir=cache, device="cpu", max_decoded_bytes=100_000)
+    async with speaking_to(settings) as small:
+        response = await ask(small, body, params={"freq": "h", "fill": "ffill"})
+    assert response.status_code == 413
+    assert "left-out steps" in response.json()["error"]

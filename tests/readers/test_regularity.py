@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,66 @@ def test_gaps_without_end_are_not_filled() -> None:
     with pytest.raises(UnusableInput, match="more than 10000 places") as caught:
         settle(series(scattered), 30_000, fill="ffill")
     assert caught.value.field == "fill"
+
+
+def test_few_rows_never_swell() -> None:
+    seconds = pd.date_range("2020-01-01", periods=150, freq="s")
+    tracemalloc.start()
+    with pytest.raises(UnusableInput, match="missing; is the frequency right") as caught:
+        settle(series(seconds), 96, frequency="us", fill="ffill")
+    assert caught.value.field == "fill"
+    # What is kept is all that is filled.
+    settled, report = settle(series(seconds[:2]), 96, keep=100, frequency="us", fill="linear")
+    with pytest.raises(UnusableInput, match="missing"):
+        settle(Series(np.ones((100, 2)), tuple(map(str, range(100))), seconds[:2]), 96, frequency="us", fill="ffill")
+    for frequency in ("B", "D"):
+        with pytest.raises(UnusableInput, match="missing before 9999"):
+            settle(series(["0001-01-01", "0001-01-02", "9999-12-30"]), 3, frequency=frequency, fill="ffill")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
+    np.testing.assert_allclose(settled.values[0], 2 - np.arange(99, -1, -1) * 1e-6)
+    assert settled.timestamps is not None
+    assert settled.timestamps.equals(pd.date_range(end=seconds[1], periods=100, freq="us"))
+    assert report == Report(rows=2, used=100, filled_steps=99)
+
+
+@pytest.mark.parametrize("fill", ["ffill", "linear"])
+def test_filling_only_what_is_kept_gives_the_same(fill: Any) -> None:
+    rng = np.random.default_rng(5)
+    rows = np.sort(rng.choice(200, 60, replace=False))
+    values = rng.normal(size=(3, 60))
+    values[rng.random(values.shape) < 0.4] = np.nan
+    stamps = pd.date_range("2019-12-01", periods=200, tz="Europe/Berlin")[rows]
+    values[:, [0, -1]] = 1
+    whole, _ = settle(series(stamps, values), 20, fill=fill, frequency="D")
+    for keep in (20, 47, 150):
+        part, _ = settle(series(stamps, values), 20, fill=fill, keep=keep, frequency="D")
+        np.testing.assert_array_equal(part.values, whole.values[:, -keep:])
+        assert part.timestamps is not None
+        assert whole.timestamps is not None
+        assert part.timestamps.equals(whole.timestamps[-keep:])
+
+
+@pytest.mark.parametrize(
+    ("stray", "first", "frequency"),
+    [("2020-01-01", "2020-01-06", "W-MON"), ("2020-01-15", "2020-02-01", "MS"), ("2019-06-01", "2020-12-31", "YE-DEC")],
+)
+def test_a_stray_first_row_does_not_move_the_step(stray: str, first: str, frequency: str) -> None:
+    stamps = pd.DatetimeIndex([stray]).append(pd.date_range(first, periods=12, freq=frequency))
+    settled, report = settle(series(stamps), 12)
+    assert settled.frequency == frequency
+    assert (report.used, report.faults) == (12, 1)
+
+
+def test_the_step_is_that_of_the_rows_that_are_needed() -> None:
+    quarters = pd.date_range("2019-01-01", periods=2000, freq="15min")
+    hours = pd.date_range("2020-01-01", periods=1000, freq="h")
+    settled, report = settle(series(quarters.append(hours)), 96, keep=500)
+    assert settled.frequency == "h"
+    assert settled.timestamps is not None
+    assert settled.timestamps.equals(hours[-500:])
+    assert report.used == 500
 
 
 def test_without_timestamps_only_values_can_be_wrong() -> None:
