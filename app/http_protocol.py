@@ -156,6 +156,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if not self._too_large:
             super().on_message_complete()
 
+    def shutdown(self) -> None:
+        """The server leaves: an idle connection is closed, one whose request is on its way after the answer."""
+        if not self._in_message or (self.cycle is not None and not self.cycle.response_complete):
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP is told so in the shape of every error."""
         self.refuse(400, msg)

@@ -31,6 +31,8 @@ KEEP_ALIVE_SECONDS = 75
 ANSWER_SECONDS = 5
 """Time to write the last answers after the grace, before uvicorn cancels what is left."""
 
+POLL_SECONDS = 0.02
+
 LINGER_SECONDS = 1.0
 """How long idle connections are kept at the end: a request may be on its way in one of them."""
 
@@ -133,17 +135,29 @@ class Server(uvicorn.Server):
             await self._grpc.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's shutdown, after connections had a moment to bring what is on its way and close with its answer."""
+        """uvicorn's shutdown, after what was on its way has been taken in and answered, or the grace is over."""
         for listener in self.servers:
             listener.close()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + LINGER_SECONDS
-        patience = LINGER_SECONDS + self._service.settings.shutdown_grace + ANSWER_SECONDS
-        leaving = None if self._grpc is None else asyncio.create_task(self._grpc.stop(patience))
-        while self.server_state.connections and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-        # The scheduler's grace begins now, so that what it cannot finish is answered before uvicorn cuts it off.
-        stopping = asyncio.create_task(self._service.stop())
+        loop, grace = asyncio.get_running_loop(), self._service.settings.shutdown_grace
+        lingered = loop.time() + LINGER_SECONDS
+        until = lingered + grace
+        leaving = (
+            None
+            if self._grpc is None
+            else asyncio.create_task(self._grpc.stop(LINGER_SECONDS + grace + ANSWER_SECONDS))
+        )
+
+        def busy() -> bool:
+            return bool(self.server_state.connections) or (leaving is not None and not leaving.done())
+
+        while busy() and loop.time() < lingered and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()  # the idle ones go; the others after their answer
+        while busy() and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+        # What the scheduler has not done by now is answered with an error, before uvicorn cuts it off.
+        stopping = asyncio.create_task(self._service.stop(max(0.0, until - loop.time())))
         await super().shutdown(sockets)
         await stopping
         if leaving is not None and not self.force_exit:

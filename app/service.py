@@ -115,20 +115,23 @@ class Service:
         """Whether new requests should be sent here: loaded, warm, not on the way out, and not all of it broken."""
         return self.live and self.repository.loaded and not self.draining and not self.repository.all_broken
 
-    async def stop(self) -> None:
-        """Answer what was accepted within the grace, then stop the executors. A second call waits for the first."""
+    async def stop(self, grace: float | None = None) -> None:
+        """Answer what was accepted within `grace` seconds (the setting's, if None), then stop the executors.
+
+        A second call waits for the first.
+        """
         if self._leaving is None:
-            self._leaving = asyncio.create_task(self._leave())
+            self._leaving = asyncio.create_task(self._leave(self.settings.shutdown_grace if grace is None else grace))
         await asyncio.shield(self._leaving)
 
-    async def _leave(self) -> None:
+    async def _leave(self, grace: float) -> None:
         self.draining = True
         self.repository.stop()
         for task in (self._loading, self._watching):
             if task is not None:
                 task.cancel()
         self._librarian.shutdown(wait=False, cancel_futures=True)
-        await self.scheduler.close(self.settings.shutdown_grace)
+        await self.scheduler.close(grace)
         logger.info("left: %s", self.scheduler.counters)
 
 
