@@ -1,8 +1,9 @@
 """Whether a bundle's files are the ones its maker wrote.
 
 manifest.json lists the SHA-256 of every other file, and manifest.json.sha256 (as `sha256sum` writes it) holds its own,
-so that a byte changed anywhere is found. Against somebody who changes both there is manifest.json.sig, an Ed25519
-signature (RFC 8032) of manifest.json, demanded when the service is given the keys it trusts.
+so that a byte changed anywhere is found; a graph may read from no other file. Against somebody who changes both there
+is manifest.json.sig, an Ed25519 signature (RFC 8032) of manifest.json, demanded when the service is given the keys it
+trusts.
 """
 
 from __future__ import annotations
@@ -61,7 +62,22 @@ def read_manifest(folder: Path, trusted: Path | None = None) -> Manifest | None:
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != expected.sha256:
                 raise BrokenBundle(f"{name} does not have the SHA-256 that {MANIFEST} lists")
+    _check_others(folder, manifest)
     return manifest
+
+
+def _check_others(folder: Path, manifest: Manifest) -> None:
+    """Refuse a file that no sum covers and that a graph may read weights from: a graph has such names in clear."""
+    known = {MANIFEST, SUM, SIGNATURE, GRAPH, *manifest.files}
+    files = (file for file in folder.rglob("*") if file.is_file())
+    others = [file.name for file in files if file.relative_to(folder).as_posix() not in known]
+    if not others:
+        return
+    for name in {GRAPH, *(name for name in manifest.files if name.endswith(".onnx"))}:
+        graph = (folder / name).read_bytes()
+        for other in others:
+            if other.encode() in graph:
+                raise BrokenBundle(f"{name} names the file {other}, which {MANIFEST} does not list")
 
 
 def sum_line(content: bytes) -> str:

@@ -265,8 +265,14 @@ class Check(Part):
     """One thing that was checked about a bundle, and what was seen."""
 
     name: str
-    passed: bool = True
+    passed: bool | None = True
+    """None: skipped, so that nothing is known."""
     detail: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """It was made, and did not pass."""
+        return self.passed is False
 
 
 class Parity(Part):

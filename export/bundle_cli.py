@@ -48,7 +48,7 @@ def inspect(argv: list[str]) -> int:
 def verify(argv: list[str]) -> int:
     """Check a bundle: its files, its graphs, and its answers against those that PyTorch gave at the export.
 
-    Exit status: 0 every check passed, 1 one failed.
+    Exit status: 0 no check failed, 1 one did.
     """
     parser = argparse.ArgumentParser(
         prog="kronserve verify",
@@ -74,4 +74,4 @@ def verify(argv: list[str]) -> int:
         sys.stdout.write(json.dumps([check.model_dump() for check in checks], indent=2) + "\n")
     else:
         sys.stdout.write("\n".join(check_lines(checks)) + "\n")
-    return 0 if all(check.passed for check in checks) else 1
+    return 1 if any(check.failed for check in checks) else 0

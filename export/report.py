@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from app.manifest import Check, Manifest, Parity, ParityCase, Precision
 
+_OUTCOMES = {True: "passed", False: "FAILED", None: "skipped"}
+
 
 def check_lines(checks: tuple[Check, ...] | list[Check]) -> list[str]:
-    """One line a check."""
+    """One line a check: passed, FAILED or skipped."""
     width = max((len(check.name) for check in checks), default=0)
-    return [f"{'passed' if check.passed else 'FAILED'}  {check.name:<{width}}  {check.detail}" for check in checks]
+    return [f"{_OUTCOMES[check.passed]}  {check.name:<{width}}  {check.detail}" for check in checks]
 
 
 def parity_lines(title: str, parity: Parity) -> list[str]:

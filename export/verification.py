@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError, Message
 
 from app.integrity import MANIFEST, SIGNATURE, SUM, BrokenBundle, read_manifest
 from app.manifest import Check, Manifest, TensorSpec
@@ -34,16 +36,15 @@ def verify_bundle(folder: Path, trusted: Path | None = None) -> list[Check]:
     ordinary = tuple(spec for spec in manifest.outputs if not spec.on_request)
     graphs = {"model.onnx": ordinary} | ({"explain.onnx": manifest.outputs} if "explain.onnx" in manifest.files else {})
     for name, outputs in graphs.items():
-        try:
-            found = [
-                _external_data(folder / name, manifest),
-                *check_graph(folder / name, manifest.inputs, outputs, manifest.parity.tolerance),
-                _every_shape(open_session(folder / name), outputs, manifest.inputs[0]),
-            ]
-        except GraphError as error:
-            found = [Check(name="loads", passed=False, detail=str(error))]
+        found = [_external_data(folder / name, manifest)]
+        if not found[0].failed:
+            try:
+                found += check_graph(folder / name, manifest.inputs, outputs, manifest.parity.tolerance)
+                found.append(_every_shape(open_session(folder / name), outputs, manifest.inputs[0]))
+            except GraphError as error:
+                found.append(Check(name="loads", passed=False, detail=str(error)))
         checks += [check.model_copy(update={"name": f"{name}: {check.name}"}) for check in found]
-        if any(not check.passed for check in found):
+        if any(check.failed for check in found):
             return checks
     return [*checks, _answers(folder, manifest)]
 
@@ -58,7 +59,7 @@ def _nothing_else(folder: Path, manifest: Manifest) -> Check:
 
 def _recorded(manifest: Manifest) -> Check:
     """What the exporter wrote down of its own proof."""
-    failed = [check.name for check in manifest.checks if not check.passed]
+    failed = [check.name for check in manifest.checks if check.failed]
     failed += [
         f"parity: {parity.worst.error:.2e} above {parity.tolerance:g}"
         for parity in (manifest.parity, manifest.explain_parity)
@@ -74,16 +75,30 @@ def _recorded(manifest: Manifest) -> Check:
 
 def _external_data(path: Path, manifest: Manifest) -> Check:
     """Every weight lies in a listed file, so its bytes have been checked."""
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        return Check(name="weights", passed=False, detail=f"{path.name} is not ONNX: {error}")
     places = {
         entry.value
-        for tensor in model.graph.initializer
+        for tensor in _tensors(model)
         for entry in tensor.external_data
         if entry.key == "location" and tensor.data_location == onnx.TensorProto.EXTERNAL
     }
     unknown = sorted(places - manifest.files.keys())
     detail = f"in files the manifest does not list: {', '.join(unknown)}" if unknown else ", ".join(sorted(places))
     return Check(name="weights", passed=not unknown, detail=detail or "inside the graph")
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Wherever ONNX has a tensor: initializers, attributes, branches and bodies of control flow, functions."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if isinstance(value, Iterable) else (value,):
+                yield from _tensors(part)
 
 
 def _every_shape(session: ort.InferenceSession, outputs: tuple[TensorSpec, ...], spec: TensorSpec) -> Check:
@@ -109,12 +124,13 @@ def _answers(folder: Path, manifest: Manifest) -> Check:
     """PyTorch's answers in float64, recorded at the export, against ONNX Runtime here."""
     name, parity, spec = "PyTorch's answers", manifest.parity, manifest.inputs[0]
     if not parity.answers:
-        return Check(name=name, detail="none recorded")
+        return Check(name=name, passed=None, detail="none recorded")
     session, worst = open_session(folder / "model.onnx"), 0.0
     for answer in parity.answers:
         case = next(case for case in cases(spec, [answer.shape]) if case.kind == answer.inputs)
         if zlib.crc32(case.input.tobytes()) != answer.input_crc32:
-            return Check(name=name, detail="not compared: this NumPy draws other numbers than the export's")
+            detail = "not compared: this NumPy draws other numbers than the export's"
+            return Check(name=name, passed=None, detail=detail)
         output = session.run([manifest.outputs[0].name], {spec.name: case.input})[0].ravel()
         values = output[np.linspace(0, output.size - 1, len(answer.values)).astype(int)]
         worst = max(worst, float(np.abs(values - np.array(answer.values)).max()) / (answer.scale or 1.0))
