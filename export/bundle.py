@@ -339,7 +339,12 @@ def _staged(target: Path) -> Iterator[Path]:
         if target.exists():
             replaced = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             os.replace(target, replaced)
-        os.rename(folder, target)
+        try:
+            os.rename(folder, target)
+        except BaseException:
+            if replaced is not None:
+                os.replace(replaced, target)
+            raise
         if replaced is not None:
             shutil.rmtree(replaced)
     except BaseException:

@@ -138,6 +138,8 @@ def export(argv: list[str]) -> int:
         parser.error("--module needs --weights")
     if options.module is None and options.input_shape is not None:
         parser.error("--input-shape belongs to --module")
+    if options.report is not None and (options.report.is_dir() or not options.report.parent.is_dir()):
+        return fail(f"kronserve export: --report {options.report}: not a file in a folder that exists")
     metrics = _read_metrics(options.metrics)
     try:
         from export.bundle import Request, export_bundle
@@ -203,7 +205,10 @@ def export(argv: list[str]) -> int:
     size = sum(file.size for file in manifest.files.values())
     report = proof(manifest)
     if options.report is not None:
-        options.report.write_text(report + "\n", encoding="utf-8")
+        try:
+            options.report.write_text(report + "\n", encoding="utf-8")
+        except OSError as error:
+            return fail(f"kronserve export: {folder} is written, its report is not: {error}")
     lines = [f"{folder}: {size / 1e6:.2f} MB, opset {manifest.provenance.opset}", report]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

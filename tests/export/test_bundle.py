@@ -94,6 +94,25 @@ def test_a_version_is_replaced_only_by_force(exports: Callable[[str], Exported],
     assert manifest.metrics == {"split": "test"}
 
 
+def test_a_version_that_cannot_be_replaced_stays(
+    exports: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = read_checkpoint(exports("forecaster-sum").folder)
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    (tmp_path / "model" / "1" / "before").touch()
+
+    def fails(folder: Path, target: Path) -> None:
+        assert (folder / "manifest.json").is_file()
+        assert not target.exists()
+        raise OSError("the disk went away")
+
+    monkeypatch.setattr("export.bundle.os.rename", fails)
+    with pytest.raises(OSError, match="went away"):
+        export_bundle(source, Request("model", "1", tmp_path, force=True))
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["1"]
+    assert [path.name for path in (tmp_path / "model" / "1").iterdir()] == ["before"]
+
+
 @pytest.mark.parametrize(
     ("name", "version"),
     [("../up", "1"), (".hidden", "1"), ("", "1"), ("a b", "1"), ("m", "0"), ("m", "01"), ("m", "x")],

@@ -74,6 +74,11 @@ def test_faults_are_one_line_without_a_traceback(tmp_path: Path) -> None:
     done = _run("export", tmp_path / "nowhere", "--name", "m", "--version", "1", "--repository", tmp_path / "r")
     assert done.returncode == 1
     assert done.stderr == f"kronserve export: {tmp_path / 'nowhere'}: no such folder\n"
+    target = ("--name", "m", "--version", "1", "--repository", tmp_path / "r")
+    for report in (tmp_path / "gone" / "report.txt", tmp_path):  # seen before anything is exported
+        done = _run("export", tmp_path / "nowhere", *target, "--report", report)
+        assert done.returncode == 1
+        assert done.stderr == f"kronserve export: --report {report}: not a file in a folder that exists\n"
     done = _run("inspect", tmp_path)
     assert done.returncode == 1
     assert done.stderr == f"kronserve inspect: {tmp_path / 'manifest.json'}: No such file or directory\n"
