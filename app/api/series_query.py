@@ -31,6 +31,9 @@ class SeriesQuery(BaseModel):
     dates: Literal["dmy", "mdy"] | None = Field(
         None, description="Day or month first, where the dates do not tell (01/02/2020)."
     )
+    decimal: Literal["point", "comma"] | None = Field(
+        None, description="The mark before decimals, where a CSV does not tell (1.234); the other may part thousands."
+    )
     tz: str | None = Field(
         None, description="IANA time zone: timestamps without an offset are its clock's, days and months its own."
     )
@@ -44,6 +47,7 @@ class SeriesQuery(BaseModel):
             id_column=self.id_column,
             until=self.until,
             dates=self.dates,
+            decimal=self.decimal,
             zone=self.tz,
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
 from app.readers.bounded import Buffer
 from app.readers.dates import is_date
+from app.readers.decimal_mark import MARKS, find_mark, is_written_number, number
 from app.readers.table import MAX_TEXT, Roles, Selection, Table, check_size, named_roles
 
 if TYPE_CHECKING:
@@ -30,15 +30,16 @@ EMPTY = ("", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "null", "None", "
 BLOCK_CELLS = 1 << 18
 """Cells that are parsed at a time."""
 
-_DECIMAL_COMMA = re.compile(rb"(?:^|[;\t])[ \"]*[+-]?\d*,\d+[ \"]*(?:[;\t\r\n]|$)")
 _BAD_NUMBER_SHOWN = 40
+_EXCHANGE = str.maketrans(".,", ",.")
 
 
 def read_csv_table(data: Buffer, selection: Selection, limit: int) -> Table:
     """The columns that a selection asks for.
 
     The timestamps are the column named date, ds, timestamp, time or datetime, or else the first whose first cell is no
-    number. Numbers have decimal points, or decimal commas where commas part nothing.
+    number. Numbers have decimal points, or decimal commas where commas part no fields, as `selection.decimal` or the
+    first clear cell says.
 
     Raises:
         InvalidRequest: not text, no header, rows of different lengths. UnusableInput: a cell that is no number, no
@@ -57,12 +58,18 @@ def read_csv_table(data: Buffer, selection: Selection, limit: int) -> Table:
         raise PayloadTooLarge(
             f"the CSV holds up to {len(roles.variates) * lines} numbers, more than {limit} bytes take"
         )
-    decimal = "," if delimiter != "," and _DECIMAL_COMMA.search(raw[rows_at : rows_at + 4096]) else "."
     # Parsed once to find what only the content says, so that the columns' types are known for all blocks.
     if roles.time is None:
-        roles = _with_time(roles, _blocks(raw, rows_at, names, delimiter, encoding, decimal, roles, rows=64))
-    columns = _Columns(names, roles, lines)
-    for block in _blocks(raw, rows_at, names, delimiter, encoding, decimal, roles):
+        roles = _with_time(roles, _blocks(raw, rows_at, names, delimiter, encoding, ".", roles, rows=64))
+    if selection.decimal is not None:
+        mark = MARKS[selection.decimal]
+    elif delimiter == "," or (raw.find(b",", rows_at) < 0 and raw.find(b".", rows_at) < 0):
+        mark = "."
+    else:
+        blocks = _blocks(raw, rows_at, names, delimiter, encoding, ".", roles, written=True)
+        mark = find_mark(_cells(blocks, names, roles))
+    columns = _Columns(names, roles, lines, mark, grouped=selection.decimal is not None)
+    for block in _blocks(raw, rows_at, names, delimiter, encoding, mark, roles):
         columns.add(block)
     return columns.table()
 
@@ -70,7 +77,8 @@ def read_csv_table(data: Buffer, selection: Selection, limit: int) -> Table:
 class _Columns:
     """What the blocks so far hold."""
 
-    def __init__(self, names: list[str], roles: Roles, lines: int) -> None:
+    def __init__(self, names: list[str], roles: Roles, lines: int, mark: str, *, grouped: bool) -> None:
+        self._mark, self._grouped = mark, grouped
         self._names, self._roles, self._rows = names, roles, 0
         self._values = np.empty((len(roles.variates), lines))
         self._time: list[npt.NDArray[Any]] = []
@@ -81,7 +89,9 @@ class _Columns:
         if self._rows > self._values.shape[1]:
             raise InvalidRequest("the CSV has rows that no line holds")
         for at, column in enumerate(self._roles.variates):
-            self._values[at, start : self._rows] = _numbers(block[column], self._names[column], start)
+            self._values[at, start : self._rows] = _numbers(
+                block[column], self._names[column], start, self._mark, grouped=self._grouped
+            )
         for texts, role in ((self._time, self._roles.time), (self._ids, self._roles.identity)):
             if role is not None:
                 texts.append(_texts(block[role], self._names[role], start))
@@ -108,14 +118,19 @@ def _blocks(
     decimal: str,
     roles: Roles,
     rows: int | None = None,
+    *,
+    written: bool = False,
 ) -> Iterator[pd.DataFrame]:
-    """Blocks of rows as data frames with numbered columns, all of them in turn or only the first `rows`."""
+    """Blocks of rows as data frames with numbered columns, all of them in turn or only the first `rows`; with the
+    variates' cells as they are `written`, where that is asked for."""
     import pandas as pd
 
     stream = io.BytesIO(raw)
     stream.seek(rows_at)
     texts = {column: object for column in (roles.time, roles.identity) if column is not None}
     empty: dict[Any, list[str]] = {column: list(EMPTY) for column in range(len(names)) if column not in texts}
+    if written:
+        texts |= dict.fromkeys(roles.variates, object)
     try:
         reader = pd.read_csv(
             stream,
@@ -148,7 +163,7 @@ def _with_time(roles: Roles, blocks: Iterator[pd.DataFrame]) -> Roles:
         return roles
     for column in sorted({*range(len(block.columns))} - {roles.identity}):
         cells = block[column].dropna()
-        if cells.size and isinstance(cells.iloc[0], str) and not _is_number(cells.iloc[0]):
+        if cells.size and isinstance(cells.iloc[0], str) and not is_written_number(cells.iloc[0]):
             return Roles(column, roles.identity, tuple(at for at in roles.variates if at != column))
     return roles
 
@@ -211,21 +226,38 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _numbers(column: pd.Series[Any], name: str, start: int) -> npt.NDArray[np.float64]:
+def _cells(blocks: Iterator[pd.DataFrame], names: list[str], roles: Roles) -> Iterator[tuple[str, str]]:
+    """The cells of the variates, each with its column's name."""
+    for block in blocks:
+        for column in roles.variates:
+            for text in block[column].dropna():
+                yield names[column], text
+
+
+def _numbers(column: pd.Series[Any], name: str, start: int, mark: str, *, grouped: bool) -> npt.NDArray[np.float64]:
     import pandas as pd
     from pandas.api.types import is_bool_dtype
 
     if column.dtype.kind in "iuf":
         return column.to_numpy(np.float64)
-    numbers = pd.to_numeric(column, errors="coerce")
-    bad = np.asarray(numbers.isna() & column.notna())
-    if is_bool_dtype(column.dtype):
-        bad = np.ones(len(column), np.bool_)
-    if bad.any():
-        row = int(bad.argmax())
-        shown = str(column.iloc[row])[:_BAD_NUMBER_SHOWN]
-        raise UnusableInput(f"column {name!r}, row {start + row + 1}: {shown!r} is not a number", field=name)
-    return np.asarray(numbers, np.float64)
+    numbers = np.full(len(column), np.nan)
+    if not is_bool_dtype(column.dtype):
+        points = column if mark == "." else column.map(_exchanged, na_action="ignore")
+        numbers = np.array(pd.to_numeric(points, errors="coerce"), np.float64)
+    for row in np.flatnonzero(np.isnan(numbers) & np.asarray(column.notna())).tolist():
+        cell, place = str(column.iloc[row]), f"column {name!r}, row {start + row + 1}"
+        try:
+            value = number(cell, mark, grouped=grouped)
+        except UnusableInput as error:
+            raise UnusableInput(f"{place}: {error.message}", field="decimal") from None
+        if value is None:
+            raise UnusableInput(f"{place}: {cell[:_BAD_NUMBER_SHOWN]!r} is not a number", field=name)
+        numbers[row] = value
+    return numbers
+
+
+def _exchanged(cell: Any) -> Any:
+    return cell.translate(_EXCHANGE) if isinstance(cell, str) else cell
 
 
 def _texts(column: pd.Series[Any], name: str, start: int) -> npt.NDArray[Any]:

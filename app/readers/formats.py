@@ -90,6 +90,8 @@ def read_series(
     if payload_format == "npy":
         _refuse_selection(selection, ".npy")
         return SeriesPayload([_plain(_as_variates(npy.read_npy(data, limit), "array"), None)], frequency)
+    if payload_format != "csv" and selection.decimal is not None:
+        raise UnusableInput(f"decimal is for CSV; this is {payload_format}", field="decimal")
     if payload_format == "csv":
         table = read_csv_table(data, selection, limit)
     elif payload_format == "json":

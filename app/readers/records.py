@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import simdjson
 
 from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
 from app.readers.bounded import Buffer
 from app.readers.numeric_json import MAX_NUMBERS
 from app.readers.table import MAX_TEXT, Roles, Selection, Table, check_size, named_roles
+
+_LONG_INTEGER = re.compile(rb'"(?:[^"\\]|\\.)*"|(?<![\d.eE+-])-?\d{19,}(?![\d.eE])')
+"""A string, so that none is looked into, or an integer that may be past 64 bits."""
 
 
 def read_records(data: Buffer, selection: Selection, limit: int) -> Table:
@@ -30,7 +33,13 @@ def read_records(data: Buffer, selection: Selection, limit: int) -> Table:
             f"the JSON holds up to {cells} values, more than the limit of {min(MAX_NUMBERS, limit // 8)}"
         )
     try:
-        records = simdjson.Parser().parse(text)
+        try:
+            records = simdjson.Parser().parse(text)
+        except (ValueError, RuntimeError) as exc:
+            if "BIGINT" not in str(exc):
+                raise
+            # An integer past 64 bits is a number like any other.
+            records = simdjson.Parser().parse(_LONG_INTEGER.sub(_as_float, text))
     except (ValueError, RuntimeError) as exc:
         raise InvalidRequest(f"not valid JSON: {exc}") from exc
     if not isinstance(records, simdjson.Array) or not len(records):
@@ -68,11 +77,13 @@ def read_records(data: Buffer, selection: Selection, limit: int) -> Table:
 def _record(item: Any, row: int) -> dict[str, Any]:
     if not isinstance(item, simdjson.Object):
         raise InvalidRequest(f"record {row + 1} is not an object")
-    try:
-        record: dict[str, Any] = item.as_dict()
-    except (ValueError, RuntimeError):
-        record = orjson.loads(item.mini)  # integers past 64 bits
+    record: dict[str, Any] = item.as_dict()
     return record
+
+
+def _as_float(found: re.Match[bytes]) -> bytes:
+    token = found[0]
+    return token if token.startswith(b'"') else token + b"e0"
 
 
 def _with_time(roles: Roles, names: list[str], first: dict[str, Any]) -> Roles:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from app.errors import PayloadTooLarge, UnusableInput
 from app.readers.dates import DateOrder, NotADate, parse_dates
+from app.readers.decimal_mark import DecimalMark
 from app.readers.series import MAX_STEPS, MAX_VARIATES, Series, check_names
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Selection:
     """What of a file is to be read, and how; None leaves it to the file.
 
     columns: the variates. ids: the series of a long file. time_column, id_column: names. until: the last timestamp that
-    counts. dates: whether day or month comes first. zone: IANA name of the time zone of the timestamps.
+    counts. dates: whether day or month comes first. decimal: the mark before decimals, in CSV. zone: IANA name of the
+    time zone of the timestamps.
     """
 
     columns: tuple[str, ...] | None = None
@@ -40,6 +42,7 @@ class Selection:
     id_column: str | None = None
     until: str | None = None
     dates: DateOrder | None = None
+    decimal: DecimalMark | None = None
     zone: str | None = None
 
 

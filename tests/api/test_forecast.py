@@ -372,7 +372,7 @@ async def test_the_document_describes_bodies_and_answers(client: httpx.AsyncClie
     assert set(operation["responses"]["200"]["content"]) == {"text/csv", "application/json", "application/x-npy"}
     assert {"400", "404", "406", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
     names = {parameter["name"] for parameter in operation["parameters"]}
-    assert names >= {"model", "horizon", "freq", "fill", "columns", "id", "until", "dates", "tz"}
+    assert names >= {"model", "horizon", "freq", "fill", "columns", "id", "until", "dates", "decimal", "tz"}
 
 
 @pytest.fixture(scope="session")

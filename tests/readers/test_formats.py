@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from app.errors import InvalidRequest, KronserveError, PayloadTooLarge, UnsupportedMediaType, UnusableInput
 from app.readers.formats import EVERYTHING, Format, format_of, read_series, sniff
+from app.readers.records import read_records
 from app.readers.regularity import Fill, settle
 from app.readers.series import MAX_STEPS, MAX_VARIATES, Series
 from app.readers.table import Selection
@@ -425,3 +426,12 @@ def test_records_are_a_table() -> None:
 def test_record_faults(body: str, error: type[KronserveError], message: str) -> None:
     with pytest.raises(error, match=message):
         read(body)
+
+
+def test_records_hold_integers_of_any_size() -> None:
+    big = 123456789012345678901234567890
+    text = f'[{{"ds":"2020-01-01","y":{big}}},{{"ds":"12345678901234567890\\"","y":-{big}}},{{"ds":"","y":1.{big}}}]'
+    table = read_records(text.encode(), EVERYTHING, 1 << 20)
+    assert table.values.tolist() == [[float(big), -float(big), float(f"1.{big}")]]
+    assert table.time is not None
+    assert table.time.tolist() == [b"2020-01-01", b'12345678901234567890"', b""]
