@@ -1,4 +1,4 @@
-"""The process behind `columnar`: a file on standard input, one line of JSON and raw arrays on standard output."""
+"""The process behind `columnar`: a selection and a file on standard input, JSON and raw arrays on standard output."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ WORKING_SPACE = 64 << 20
 """Bytes beside the file and its columns."""
 
 
-def main(kind: str, limit: int, selection: Selection) -> None:
-    """Read standard input under a limit of memory; the first line tells an error, or the arrays that follow."""
+def main(kind: str, limit: int) -> None:
+    """Read standard input, a line of JSON with the selection and then the file, under a limit of memory; the first line
+    of the output tells an error, or the arrays that follow."""
+    given: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
+    selection = Selection(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
     data = sys.stdin.buffer.read()
     pa.set_memory_pool(pa.system_memory_pool())
     pa.set_cpu_count(1)
@@ -145,6 +148,7 @@ def _columns(table: pa.Table, schema: pa.Schema, roles: Roles) -> tuple[dict[str
                 raise UnusableInput(f"column {name!r}, row {row + 1}: no timestamp", field=name)
             zone = column.type.tz
             arrays["time"] = column.cast(pa.timestamp(column.type.unit)).to_numpy()
+            _check_years(arrays["time"], name, zone is not None)
         elif _is_text(column.type):
             arrays["time"] = _texts(column, name)
         else:
@@ -160,6 +164,20 @@ def _columns(table: pa.Table, schema: pa.Schema, roles: Roles) -> tuple[dict[str
     return header, list(arrays.values())
 
 
+def _check_years(stamps: np.ndarray, name: str, zoned: bool) -> None:
+    """UnusableInput for a stamp that ISO 8601 cannot write. In a zone the first and the last day are left out, too."""
+    unit = np.datetime_data(stamps.dtype)[0]
+    if unit == "ns":  # those of 1677 to 2262, and one that means none
+        outside = np.isnat(stamps)
+    else:
+        day = np.timedelta64(1 if zoned else 0, "D")
+        first, end = np.array(["0001-01-01", "10000-01-01"], stamps.dtype)
+        outside = np.isnat(stamps) | (stamps < first + day) | (stamps >= end - day)
+    if outside.any():
+        row = int(outside.argmax())
+        raise UnusableInput(f"column {name!r}, row {row + 1}: a timestamp outside the years 1 to 9999", field=name)
+
+
 def _texts(column: pa.ChunkedArray, name: str) -> np.ndarray:
     texts = pc.fill_null(column.cast(pa.large_string()), "")
     longest = pc.max(pc.binary_length(texts)).as_py()
@@ -170,7 +188,4 @@ def _texts(column: pa.ChunkedArray, name: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(sys.argv[3]).items()
-    }
-    main(sys.argv[1], int(sys.argv[2]), Selection(**given))
+    main(sys.argv[1], int(sys.argv[2]))

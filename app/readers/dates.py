@@ -51,8 +51,8 @@ def parse_dates(
         UnusableInput: day and month cannot be told apart, an unknown zone.
     """
     if zone is not None:
-        _check_zone(zone)
-    return _in_zone(_parse(texts, order), zone)
+        check_zone(zone)
+    return in_zone(_parse(texts, order), zone)
 
 
 def is_date(text: str) -> bool:
@@ -120,6 +120,8 @@ def _convert(texts: Sequence[str] | npt.NDArray[Any], date_format: str) -> pd.Da
         except ValueError:  # offsets that differ: UTC is the one zone that holds them all
             index, differ = pd.DatetimeIndex(pd.to_datetime(part, format=date_format, errors="coerce", utc=True)), True
         missing = np.asarray(index.isna())
+        # pandas takes "now" and "today" for dates of any form.
+        missing |= np.char.isalpha(np.char.strip(np.asarray(part, np.str_)))
         if missing.any():
             raise NotADate(at + int(missing.argmax()))
         if index.tz is not None:
@@ -163,14 +165,21 @@ def _check_offsets(part: Sequence[str] | npt.NDArray[Any], at: int) -> None:
         raise NotADate(at + with_offset.index(False), "some have an offset from UTC and others none")
 
 
-def _check_zone(zone: str) -> None:
+def check_zone(zone: str) -> None:
+    """UnusableInput for what is no IANA name."""
     try:
         ZoneInfo(zone)
     except (ValueError, OSError, LookupError) as exc:
         raise UnusableInput(f"unknown time zone {zone[:40]!r}; one like Europe/Berlin", field="tz") from exc
 
 
-def _in_zone(stamps: pd.DatetimeIndex, zone: str | None) -> pd.DatetimeIndex:
+def in_zone(stamps: pd.DatetimeIndex, zone: str | None) -> pd.DatetimeIndex:
+    """Stamps of one series in a zone; those without an offset are its clock's, and their order tells which of two
+    equal hours each is in.
+
+    Raises:
+        NotADate: one in an hour that is skipped, or that comes twice with nothing to tell which.
+    """
     if zone is None:
         return stamps
     if stamps.tz is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from app.errors import PayloadTooLarge, UnusableInput
-from app.readers.dates import DateOrder, NotADate, parse_dates
+from app.readers.dates import DateOrder, NotADate, check_zone, in_zone, parse_dates
 from app.readers.decimal_mark import DecimalMark
 from app.readers.series import MAX_STEPS, MAX_VARIATES, Series, check_names
 
@@ -109,11 +109,14 @@ def series_of(table: Table, selection: Selection) -> list[Series]:
         UnusableInput: texts that are no timestamps, unknown ids. PayloadTooLarge: more series than MAX_SERIES.
     """
     check_names(table.names, len(table.names))
-    stamps = _stamps(table, selection)
-    whole = Series(table.values, table.names, stamps, time_name=table.time_name)
-    if table.ids is not None:
-        return [_until(one, selection) for one in _grouped(whole, table.ids, selection)]
-    return [_until(whole, selection)]
+    if selection.zone is not None:
+        check_zone(selection.zone)
+    whole = Series(table.values, table.names, _stamps(table, selection), time_name=table.time_name)
+    if table.ids is None:
+        return [_until(_zoned(whole, None, selection), selection)]
+    # Each on its own: where hours come twice, the order of a series' rows tells which is which.
+    grouped = _grouped(whole, table.ids, selection)
+    return [_until(_zoned(one, places, selection), selection) for one, places in grouped]
 
 
 def check_size(variates: int, steps: int) -> None:
@@ -136,15 +139,11 @@ def _stamps(table: Table, selection: Selection) -> pd.DatetimeIndex | None:
     if table.time is None:
         return None
     if not isinstance(table.time, np.ndarray):
-        if selection.zone is None:
-            return table.time
-        table_time = [stamp.isoformat() for stamp in table.time]
-    else:
-        table_time = table.time  # type: ignore[assignment]
+        return table.time
     try:
-        return parse_dates(table_time, selection.dates, selection.zone)
+        return parse_dates(table.time, selection.dates)
     except NotADate as found:
-        shown = table_time[found.row]
+        shown = table.time[found.row]
         text = shown.decode("utf-8", "replace") if isinstance(shown, bytes) else str(shown)
         reason = found.reason or "is not an ISO 8601 timestamp"
         raise UnusableInput(
@@ -152,8 +151,27 @@ def _stamps(table: Table, selection: Selection) -> pd.DatetimeIndex | None:
         ) from None
 
 
-def _grouped(whole: Series, ids: npt.NDArray[Any], selection: Selection) -> list[Series]:
-    """One series an id, in the order in which the ids first appear."""
+def _zoned(series: Series, places: list[tuple[int, int]] | None, selection: Selection) -> Series:
+    """The series on the zone's clock; `places` are its rows in the file, all of them if None."""
+    if series.timestamps is None or selection.zone is None:
+        return series
+    try:
+        return replace(series, timestamps=in_zone(series.timestamps, selection.zone))
+    except NotADate as found:
+        row = found.row
+        for start, end in places or ():
+            if row < end - start:
+                row += start
+                break
+            row -= end - start
+        raise UnusableInput(
+            f"column {series.time_name!r}, row {row + 1}: {str(series.timestamps[found.row])!r} {found.reason}",
+            field=series.time_name,
+        ) from None
+
+
+def _grouped(whole: Series, ids: npt.NDArray[Any], selection: Selection) -> list[tuple[Series, list[tuple[int, int]]]]:
+    """One series an id, in the order in which the ids first appear, and where its rows are: from, to."""
     starts = np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1])
     ends = np.append(starts[1:], len(ids))
     runs: dict[bytes, list[tuple[int, int]]] = {}
@@ -170,7 +188,7 @@ def _grouped(whole: Series, ids: npt.NDArray[Any], selection: Selection) -> list
         named = {name: named[name] for name in wanted}
     if len(named) > MAX_SERIES:
         raise PayloadTooLarge(f"{len(named)} series; at most {MAX_SERIES} are forecast together")
-    return [_rows(whole, places, name) for name, places in named.items()]
+    return [(_rows(whole, places, name), places) for name, places in named.items()]
 
 
 def _rows(whole: Series, places: list[tuple[int, int]], name: str) -> Series:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,3 +114,56 @@ def test_a_page_that_swells_is_refused_by_the_process() -> None:
     assert len(data) < 1 << 20
     with pytest.raises((PayloadTooLarge, InvalidRequest)):
         read(data, limit=1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "unit", "zone", "message"),
+    [
+        ([0, 3600, 7200], "s", "Mars/Olympus", "Mars/Olympus"),
+        ([0, 2**62], "us", None, "row 2.*years 1 to 9999"),
+        ([-(2**62), 0], "us", "UTC", "row 1.*years 1 to 9999"),
+        ([0, -(2**63)], "us", None, "row 2.*years 1 to 9999"),
+        ([0, 1, -(2**63)], "ns", "Europe/Berlin", "row 3.*years 1 to 9999"),
+        ([2**62], "s", None, "row 1.*years 1 to 9999"),
+    ],
+)
+def test_stamps_that_no_calendar_has(stamps: list[int], unit: str, zone: str | None, message: str) -> None:
+    stream = io.BytesIO()
+    kind = pa.timestamp(unit, tz=zone)
+    table = pa.table({"ds": pa.array(stamps, pa.int64()).cast(kind), "y": [1.0] * len(stamps)})
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(UnusableInput, match=message) as caught:
+        read(stream.getvalue())
+    assert caught.value.field == "ds"
+
+
+def test_a_selection_may_be_longer_than_a_command_line() -> None:
+    with pytest.raises(UnusableInput, match="there is no column 'c0'"):
+        read(parquet(FRAME), Selection(columns=tuple(f"c{at}" for at in range(60_000))))
+
+
+def test_a_package_of_the_same_name_where_the_service_runs_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    (series,) = read(parquet(FRAME), Selection(columns=("b",)))
+    assert series.values.tolist() == [list(range(6))]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_why_the_process_ended_is_logged_without_what_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, json\ndef loads(text):\n    raise RuntimeError(str(text))\n"
+        "if '-m' in sys.orig_argv:\n    json.loads = loads\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(InvalidRequest):
+        read(parquet(FRAME), Selection(columns=("secret",)))
+    assert "RuntimeError" in caplog.text
+    assert "sitecustomize.py" in caplog.text
+    assert "secret" not in caplog.text

@@ -100,3 +100,12 @@ def test_a_zone_is_the_clock_of_stamps_without_offset() -> None:
     for text in ("2021-03-28 02:30", "2021-10-31 02:30"):  # skipped; twice, and nothing tells which
         with pytest.raises(NotADate, match="change of the clocks"):
             parse_dates(["2021-01-01 00:00", text], zone="Europe/Berlin")
+
+
+@pytest.mark.parametrize("text", ["now", "today", " Now ", "NaT"])
+def test_words_are_no_dates(text: str) -> None:
+    assert not is_date(text)
+    for texts in ([text], ["2020-01-01", text]):
+        with pytest.raises(NotADate) as caught:
+            parse_dates(texts)
+        assert caught.value.row == len(texts) - 1

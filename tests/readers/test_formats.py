@@ -435,3 +435,25 @@ def test_records_hold_integers_of_any_size() -> None:
     assert table.values.tolist() == [[float(big), -float(big), float(f"1.{big}")]]
     assert table.time is not None
     assert table.time.tolist() == [b"2020-01-01", b'12345678901234567890"', b""]
+
+
+def test_each_series_of_a_long_file_is_on_the_zones_clock_by_itself() -> None:
+    once = [f"2020-10-25 {hour:02d}:00" for hour in range(5)]
+    twice = [*once[:3], *once[2:]]
+    berlin = Selection(zone="Europe/Berlin")
+
+    def long(series: dict[str, list[str]], interleaved: bool) -> str:
+        rows = [(at, f"{name},{text},1") for name, texts in series.items() for at, text in enumerate(texts)]
+        ordered = sorted(rows, key=lambda row: row[0]) if interleaved else rows
+        return "unique_id,ds,y\n" + "".join(f"{text}\n" for _, text in ordered)
+
+    truth = pd.date_range("2020-10-25", periods=6, freq="h", tz="Europe/Berlin")
+    for interleaved in (True, False):
+        for series in read(long({"a": twice, "b": twice}, interleaved), berlin):
+            assert series.timestamps is not None
+            assert series.timestamps.equals(truth)
+        row = 5 if interleaved else 3
+        with pytest.raises(UnusableInput, match=f"row {row}: '2020-10-25 02:00:00' it falls into the change"):
+            read(long({"a": once, "b": once}, interleaved), berlin)
+    with pytest.raises(UnusableInput, match="row 5: "):
+        read(long({"a": twice[:2], "b": once}, True), berlin)
