@@ -24,7 +24,8 @@ def main(kind: str, limit: int) -> None:
     """Read standard input, a line of JSON with the selection and then the file, under a limit of memory; the first line
     of the output tells an error, or the arrays that follow."""
     given: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
-    selection = Selection(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    chosen: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    selection = Selection(**chosen)
     data = sys.stdin.buffer.read()
     pa.set_memory_pool(pa.system_memory_pool())
     pa.set_cpu_count(1)

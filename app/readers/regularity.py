@@ -90,7 +90,7 @@ def settle(
         # A time that comes twice is the one that was sent.
         stamps = stamps.where(left_out, sent[np.cumsum(~left_out).clip(1) - 1])
     elif stamps is not None:
-        stamps = stamps[begin:]
+        stamps = stamps[-len(places) :]
     empty = np.isnan(_spread(values[:, known], places, total - begin))
     values = values[:, begin:] if fill is None else _filled(values, steps, begin, fill)
     usable = _usable_from(values)
