@@ -85,7 +85,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             # An offer to speak another protocol, as HTTP/2 clients make it, is declined by not taking it up: the
             # request counts as if it had not been made (RFC 9110, section 7.8). The parser stops there; a new one
             # goes on.
-            head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+            version = self.parser.get_http_version().encode()
+            head = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n"]
             for name, value in self.headers:
                 if name not in OFFER:
                     head += (name, b": ", value, b"\r\n")
@@ -161,10 +162,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if not self._in_message or (self.cycle is not None and not self.cycle.response_complete):
             super().shutdown()
 
-    def send_400_response(self, msg: str) -> None:
-        """What is not HTTP is told so in the shape of every error."""
-        self.refuse(400, msg)
-
     def refuse(self, status: int, message: str) -> None:
         """Answer, unless an answer is on its way, and end the connection."""
         if self._refused:
@@ -181,10 +178,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             earlier.keep_alive = False  # its answer is owed, and the last one here
             self.pipeline.clear()
             return
-        if not self.transport.is_closing():
-            body = orjson.dumps({"error": message})
-            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-            self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        body = orjson.dumps({"error": message})
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
         self.drop_rest()
 
     def drop_rest(self) -> None:

@@ -37,7 +37,7 @@ class DirectInference:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._largest = min(INLINE_BYTES, service.settings.max_body_bytes)
-        self._packing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def accept(self, url: bytes, headers: Headers) -> Answering | None:
         """See `direct_exchange.Handler`."""
@@ -78,8 +78,8 @@ class DirectInference:
     def later(self, work: Coroutine[None, None, None]) -> None:
         """Run what must be awaited, and hold it until it ends."""
         task = asyncio.ensure_future(work)
-        self._packing.add(task)
-        task.add_done_callback(self._packing.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 class _Inference:

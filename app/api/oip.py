@@ -308,8 +308,14 @@ def submit(
 
 def pack_inline(request: InferRequest, results: dict[str, np.ndarray]) -> bool:
     """Whether the results are few enough to be written in the event loop."""
+    size, inline = _packing(request, results)
+    return size <= inline
+
+
+def _packing(request: InferRequest, results: dict[str, np.ndarray]) -> tuple[int, int]:
+    """Bytes to be written, and how many of them are written in the event loop at most."""
     inline = OFFLOAD_CLASSES_BYTES if request.classified else INLINE_BYTES
-    return sum(tensor.nbytes for tensor in results.values()) <= inline
+    return sum(tensor.nbytes for tensor in results.values()), inline
 
 
 async def pack(
@@ -320,10 +326,8 @@ async def pack(
     compress_from: int,
 ) -> Answer:
     """The answer to a request, compressed if that is accepted and it has at least `compress_from` bytes."""
-    if pack_inline(request, results):
-        answer = Answer(*encode_response(model, request, results))
-    else:
-        answer = Answer(*await offload(1, partial(encode_response, model, request, results), 0))
+    size, inline = _packing(request, results)
+    answer = Answer(*await offload(size, partial(encode_response, model, request, results), inline))
     if accept_encoding is not None and (coding := accepted(accept_encoding)) is not None:
         await _compress(answer, coding, compress_from)
     return answer

@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
@@ -89,3 +91,16 @@ def mixed_repository(repository: Path, tmp_path_factory: pytest.TempPathFactory)
 def server(mixed_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(mixed_repository, tmp_path_factory.mktemp("server") / "log") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def series() -> np.ndarray:
+    """A request for hot-etth1, [3, 5, 96]."""
+    return np.random.default_rng(0).normal(size=(3, 5, 96)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(repository: Path, series: np.ndarray) -> np.ndarray:
+    """What bare ONNX Runtime answers to it."""
+    session = ort.InferenceSession(repository / "hot-etth1/1/model.onnx", providers=["CPUExecutionProvider"])
+    return session.run(["forecast"], {"series": series})[0]

@@ -28,17 +28,6 @@ def client(server: Server) -> Iterator[triton.InferenceServerClient]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def series() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(3, 5, 96)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def expected(repository: Path, series: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(repository / "hot-etth1/1/model.onnx", providers=["CPUExecutionProvider"])
-    return session.run(["forecast"], {"series": series})[0]
-
-
 def triton_input(name: str, tensor: np.ndarray, datatype: str) -> triton.InferInput:
     item = triton.InferInput(name, list(tensor.shape), datatype)
     item.set_data_from_numpy(tensor)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import onnxruntime as ort
 import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
@@ -23,17 +21,6 @@ def client(server: Server) -> Iterator[triton.InferenceServerClient]:
     client = triton.InferenceServerClient(f"127.0.0.1:{server.port}", concurrency=8)
     yield client
     client.close()
-
-
-@pytest.fixture(scope="module")
-def series() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(3, 5, 96)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def expected(repository: Path, series: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(repository / "hot-etth1/1/model.onnx", providers=["CPUExecutionProvider"])
-    return session.run(["forecast"], {"series": series})[0]
 
 
 def triton_input(name: str, tensor: np.ndarray, datatype: str, *, binary: bool = True) -> triton.InferInput:
