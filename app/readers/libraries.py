@@ -1,7 +1,7 @@
 """Heavy libraries, imported by need and never in the event loop: pandas for series, nibabel for volumes.
 
-Importing pandas takes a fifth of a second and fifty megabytes: the first request that reads a file pays for it, and a
-service that is only ever asked with tensors does not.
+Importing pandas takes time and memory: the first request that reads a file pays for it, and a service that is only
+ever asked with tensors does not.
 """
 
 from __future__ import annotations
