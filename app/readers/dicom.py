@@ -276,7 +276,7 @@ def _decoded(dataset: Dataset) -> npt.NDArray[Any]:
         raise PayloadTooLarge("the DICOM file's pixels take too much memory") from exc
     except Exception as exc:
         syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)
-        if syntax is not None and not syntax.is_private and syntax.is_compressed and "RLE" not in syntax.name:
+        if syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed and "RLE" not in syntax.name:
             raise UnusableInput(
                 f"pixels compressed as {syntax.name} are not decoded here; send them uncompressed or as RLE"
             ) from exc

@@ -160,6 +160,17 @@ def test_broken_files() -> None:
             read_volume(data, LIMIT)
 
 
+@pytest.mark.parametrize("uid", [b"1.2.840.10008.1.2.q", b"1.2.840.10008.1.1\0\0", b"1.2.840.10008.1.2.9"])
+def test_a_transfer_syntax_that_is_none(uid: bytes) -> None:
+    """Another service's UID, or a text that is no UID, where the way of packing the pixels should be named."""
+    good = dicom_series(np.arange(8, dtype=np.int16).reshape(2, 2, 2))
+    known = b"1.2.840.10008.1.2.1\0"
+    broken = [one.replace(known, uid.ljust(len(known), b"\0")) for one in good]
+    assert broken != good
+    with pytest.raises(InvalidRequest, match="pixels are broken"):
+        read_dicom(broken, LIMIT)
+
+
 def test_nothing_of_the_patient_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     files = made.series(3)
