@@ -270,6 +270,8 @@ def _parsed(raw: bytes) -> Dataset:
 
 
 def _decoded(dataset: Dataset) -> npt.NDArray[Any]:
+    """As many frames as the file says it has: what lies behind them was not held against the limit."""
+    dataset.pixel_array_options(allow_excess_frames=False)
     try:
         return np.asarray(dataset.pixel_array)
     except MemoryError as exc:

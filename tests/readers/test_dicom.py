@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
@@ -136,6 +138,28 @@ def test_series_that_are_no_volume(files: list[bytes], message: str) -> None:
     assert caught.value.status in (400, 422)
     assert "Doe" not in caught.value.message
     assert made.SERIES not in caught.value.message
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_frames_that_the_file_does_not_say_it_has_are_not_decoded(packed: bool) -> None:
+    """A header that claims one frame, within the limit, and pixels of hundreds."""
+    files = []
+    for number in range(2):
+        one = made.dataset(np.full((128, 128), number, np.int16), number)
+        if packed:
+            one.compress(RLELossless, generate_instance_uid=False)
+            one.PixelData = encapsulate(list(generate_frames(one.PixelData, number_of_frames=1)) * 600)
+        else:
+            one.PixelData *= 4
+        files.append(made.written(one))
+    read_volume(made.zipped(made.series()), LIMIT)  # what is imported at first use
+    tracemalloc.start()
+    volume = read_volume(made.zipped(files), LIMIT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert volume.data.shape == (128, 128, 2)
+    np.testing.assert_array_equal(volume.data[0, 0], np.arange(2) * made.SLOPE + made.INTERCEPT)
+    assert peak < 8 * LIMIT  # all frames are 19 MiB, of each file
 
 
 def test_claims_past_the_limit_are_refused_before_decoding() -> None:
