@@ -1,17 +1,20 @@
 """Fuzz one target with atheris, or all of them one after another.
 
     python -m fuzz csv --seconds 600
-    python -m fuzz all --seconds 4
+    python -m fuzz all --seconds 60 --jobs 2 --seed 1
 
-A finding is written to fuzz/findings/ and ends with status 1. Memory over --memory (MB) is a finding too. Inputs that
-reached new code stay in fuzz/corpus/NAME and are where the next run begins.
+A seed makes a run repeatable: the same inputs in the same order, as long as fuzz/corpus/ is the same. A finding is
+written to fuzz/findings/ and ends with status 1. Memory over --memory (MB) is a finding too. Inputs that reached new
+code stay in fuzz/corpus/NAME and are where the next run begins.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -22,6 +25,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("target", help="one of the targets' names, or all")
     parser.add_argument("--seconds", type=int, default=600, help="for each target; default: %(default)s")
     parser.add_argument("--memory", type=int, default=768, help="MB of the process; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs' order; default: another one each time")
+    parser.add_argument("--jobs", type=int, default=1, help="targets at once, with all; default: %(default)s")
     return parser.parse_args()
 
 
@@ -45,11 +50,15 @@ def main() -> int:
     options = [
         f"-max_total_time={arguments.seconds}",
         f"-rss_limit_mb={arguments.memory}",
+        f"-seed={arguments.seed}",
         "-timeout=10",
         "-max_len=4096",
         f"-artifact_prefix={findings}/{arguments.target}-",
         "-print_final_stats=1",
     ]
+    if arguments.seed:
+        # What else would let the clock decide which input comes next.
+        options += ["-entropic=0", "-reload=0"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], target.run)
     atheris.Fuzz()
     return 0
@@ -58,19 +67,21 @@ def main() -> int:
 def _all(arguments: argparse.Namespace) -> int:
     from fuzz.targets import TARGETS
 
-    failed = []
-    for name in TARGETS:
-        command = [sys.executable, "-m", "fuzz", name, "--seconds", str(arguments.seconds)]
-        done = subprocess.run(
-            [*command, "--memory", str(arguments.memory)], capture_output=True, text=True, check=False
-        )
-        stats = dict(line[6:].split(":", 1) for line in done.stderr.splitlines() if line.startswith("stat::"))
-        runs, peak = (stats.get(f"{key}", "?").strip() for key in ("number_of_executed_units", "peak_rss_mb"))
-        print(f"{name}: {runs} inputs, peak {peak} MB{'' if done.returncode == 0 else ', FAILED'}", flush=True)
-        if done.returncode:
-            failed.append(name)
-            print(done.stderr[-4000:], flush=True)
-    return 1 if failed else 0
+    with ThreadPoolExecutor(arguments.jobs) as jobs:
+        return max(jobs.map(lambda name: _one(name, arguments), TARGETS))
+
+
+def _one(name: str, arguments: argparse.Namespace) -> int:
+    """Fuzz a target in a process of its own, say how much was tried, and what was found."""
+    options = [f"--{option}={getattr(arguments, option)}" for option in ("seconds", "memory", "seed")]
+    environment = os.environ | ({"PYTHONHASHSEED": "0"} if arguments.seed else {})
+    command = [sys.executable, "-m", "fuzz", name, *options]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+    stats = dict(line[6:].split(":", 1) for line in done.stderr.splitlines() if line.startswith("stat::"))
+    runs, peak = (stats.get(key, "?").strip() for key in ("number_of_executed_units", "peak_rss_mb"))
+    found = f", FAILED\n{done.stderr[-4000:]}" if done.returncode else ""
+    print(f"{name}: {runs} inputs, peak {peak} MB{found}", flush=True)
+    return 1 if done.returncode else 0
 
 
 if __name__ == "__main__":
