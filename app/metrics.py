@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -15,6 +16,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from app.engine.runtime import Model
 
 if TYPE_CHECKING:
     from app.engine.repository import Repository
@@ -150,6 +153,15 @@ class _State(Collector):
             "1 for a version that serves, 0 for one that could not be loaded.",
             labels=("model", "version"),
         )
+        memory = GaugeMetricFamily(
+            "kronserve_model_memory_bytes",
+            "Main memory of a version that serves: weights mapped from files; growth of the process by loading it.",
+            labels=("model", "version", "kind"),
+        )
         for entry in self._repository:
             models.add_metric((entry.name, entry.version), float(entry.serves))
+            if isinstance(entry, Model):
+                for kind, size in asdict(entry.memory).items():
+                    memory.add_metric((entry.name, entry.version, kind), size)
         yield models
+        yield memory

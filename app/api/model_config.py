@@ -1,6 +1,6 @@
 """GET /v2/models/M/config: the model configuration extension (triton-inference-server/server, "Model configuration").
 
-Values that only this server has are string parameters: the measured plan, the providers, the size of the files.
+Values that only this server has are string parameters: the measured plan, providers, sizes of files and memory.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def model_config(model: Model) -> dict[str, Any]:
         "providers": ", ".join(model.providers),
         "device": f"{model.device.kind}: {model.device.reason}",
         "bundle_bytes": str(model.bundle_bytes),
+        "memory": json.dumps(asdict(model.memory)),
     }
     if model.kernel_use is not None:
         parameters["custom_ops"] = json.dumps(model.kernel_use.as_dict())

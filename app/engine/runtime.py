@@ -12,9 +12,11 @@ from typing import ClassVar, cast
 import numpy as np
 import onnxruntime as ort
 
+from app.engine import memory
 from app.engine.buckets import Buckets, blank_rows
 from app.engine.datatypes import DATATYPES, NUMPY_TYPES
 from app.engine.device import Device
+from app.engine.memory import Footprint
 from app.engine.plan import CPU_SIZES, GPU_SIZES, Plan, keep, measure, recall
 from app.engine.probe import rows_are_independent, working_size
 from app.engine.sessions import EXPLAIN, first_line, open_sessions
@@ -50,6 +52,7 @@ class Model:
         """Load, check, plan and warm up the bundle in `folder` (NAME/VERSION). Raises BrokenBundle."""
         self.name, self.version = folder.parent.name, folder.name
         self.device = device
+        before = memory.anonymous()
         self.manifest = read_manifest(folder, settings.trusted_keys)
         self._sessions, self.kernel_use = open_sessions(folder, device, settings)
         session = self._sessions.narrow
@@ -78,6 +81,7 @@ class Model:
         """Most rows of a batch, however narrow: on a GPU, where every size is warmed up, the limit itself."""
         self.seconds_per_element = self._warm_up()
         self._count_kernels()
+        self.memory = Footprint(self._sessions.mapped_bytes, max(0, memory.anonymous() - before))
 
     @property
     def batch_limit(self) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from app.engine import compiled
+from app.engine import compiled, memory
 from app.engine.custom_ops import Kernels, KernelsRefused, KernelUse
 from app.engine.device import Device
 from app.integrity import GRAPH, MANIFEST, BrokenBundle
@@ -59,6 +59,11 @@ class Sessions:
             if threads not in self._wide:
                 self._wide[threads] = self._open(threads)
             return self._wide[threads]
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Memory that the weights take which the narrow and the wide sessions map."""
+        return memory.mapped(self._compiled) if self._compiled is not None else 0
 
     def drop_wide(self) -> None:
         """Close the wide sessions and their threads."""
