@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from app.manifest import Forecasting
 from app.readers.series import Series
-from app.tasks import backtest, intervals
+from app.tasks import backtest
+from app.tasks.past import PAST_HORIZONS, PastForecasts
 from train.datasets.folder import data_folder
 from train.datasets.series import load_series
 from train.evaluate import BATCH, _session, read_manifest
@@ -24,9 +26,13 @@ from train.metrics import HORIZONS
 STRIDE = 16
 """Rows between two origins: neighbours' forecasts hardly differ."""
 
+PAST_HEAD = 96
+"""Steps past the head of the first horizon that is rolled; the second is two heads."""
+
 
 def tables(bundle: Path, data: Path | None = None) -> str:
-    """Coverage and errors of a forecaster on its test split; the rows before the split are history, as for a caller.
+    """Coverage and errors of a forecaster on its test split, for horizons of its head and for two that are rolled; the
+    rows before the split are history, as for a caller.
 
     ValueError: the bundle does not forecast, or has no intervals.
     """
@@ -38,36 +44,33 @@ def tables(bundle: Path, data: Path | None = None) -> str:
     start, stop = rows.bounds["test"]
     scaled = (rows.values[:stop] - rows.mean) / rows.scale
     series = Series(np.ascontiguousarray(scaled.T), rows.variates, frequency=rows.frequency)
-    horizons = [h for h in HORIZONS if h <= task.horizon] or [task.horizon]
-    reach = intervals.PAST_HORIZONS * task.horizon + task.horizon
-    first = max(task.lookback, start - reach)
-    origins = np.arange(stop - max(horizons), first - 1, -STRIDE)[::-1]
-    inputs, mean, scale = intervals.past_windows(series, task, intervals.Past(origins))
     run = _session(bundle, manifest)
-    forecasts = np.concatenate([run(inputs[at : at + BATCH]) for at in range(0, len(inputs), BATCH)])
-    found = backtest.backtest(
-        series, task, origins, forecasts, mean, scale, horizons, backtest.season_of(rows.frequency), since=start
-    )
+    own = [h for h in HORIZONS if h <= task.horizon] or [task.horizon]
+    found: dict[str, Any] = {}
+    for horizons in (own, [task.horizon + PAST_HEAD], [2 * task.horizon]):
+        longest = max(horizons)
+        first = max(task.lookback, start - longest - PAST_HORIZONS * task.horizon)
+        past = PastForecasts(series, task, np.arange(stop - longest, first - 1, -STRIDE)[::-1], longest)
+        while (inputs := past.rows) is not None:
+            past.take(np.concatenate([run(inputs[at : at + BATCH]) for at in range(0, len(inputs), BATCH)]))
+        found |= backtest.backtest(past, task, horizons, backtest.season_of(rows.frequency), since=start)
     lines = [
         f"| {manifest.name}: horizon | 80 %, validation | 95 %, validation | 80 %, with history | 95 %, with history |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for horizon in horizons:
-        coverage = found[str(horizon)]["coverage"]
+    for horizon, errors in found.items():
+        coverage = errors["coverage"]
+        history = "validation and history" if int(horizon) <= task.horizon else "history"
         cells = [
             f"{100 * coverage[kind][level]:.1f}" if kind in coverage else "-"
-            for kind in ("validation", "validation and history")
+            for kind in ("validation", history)
             for level in ("0.8", "0.95")
         ]
         lines.append(f"| {horizon} | {' | '.join(cells)} |")
     lines += ["", f"| {manifest.name}: horizon | MSE | MAE | MASE | seasonal naive: MSE | MAE | MASE |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
-    for horizon in horizons:
-        cells = [
-            f"{found[str(horizon)][who][what]:.3f}"
-            for who in ("model", "seasonal_naive")
-            for what in ("mse", "mae", "mase")
-        ]
+    for horizon, errors in found.items():
+        cells = [f"{errors[who][what]:.3f}" for who in ("model", "seasonal_naive") for what in ("mse", "mae", "mase")]
         lines.append(f"| {horizon} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

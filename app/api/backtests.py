@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import numpy as np
 import orjson
 from fastapi import Query, Request
 from starlette.responses import Response
 
 from app.api.answers import error_responses
 from app.api.forecast import REQUEST_BODY, Settled, decoded
-from app.api.forecast_runs import run_rows
+from app.api.forecast_runs import run_past
 from app.api.series_query import SeriesOptions
 from app.api.task_routes import require_task, task_router
 from app.api.uploads import read_uploads
@@ -21,7 +20,8 @@ from app.errors import InvalidRequest, UnusableInput
 from app.manifest import Forecasting
 from app.readers.libraries import offload_with
 from app.service import Service
-from app.tasks import backtest, intervals
+from app.tasks import backtest
+from app.tasks.forecasting import MAX_PASSES
 
 JSON = "application/json"
 MAX_WINDOWS = 1000
@@ -113,7 +113,7 @@ async def evaluate(
                 max(horizons),
                 loaded.inputs[0].name,
                 service.settings.max_decoded_bytes,
-                keep=None,
+                keep=lambda _: None,
             ),
         )
         answers = [
@@ -136,20 +136,18 @@ async def _measured(
 ) -> dict[str, Any]:
     """One series' part of the answer."""
     series = settled.prepared.series
-    past = intervals.Past(backtest.origins_of(series, spec, max(horizons), windows))
+    origins = backtest.origins_of(series, spec, max(horizons), windows)
     steps = season or backtest.season_of(series.frequency)
-    size = series.values.nbytes + len(past.origins) * len(series.names) * (spec.lookback + spec.horizon) * 8
-    rows, mean, scale = await offload_with("pandas", size, lambda: intervals.past_windows(series, spec, past))
-    forecasts = await run_rows(service, request, model, rows)
+    past = await run_past(service, request, model, series, origins, max(horizons))
 
     def measure() -> dict[str, Any]:
-        return backtest.backtest(series, spec, past.origins, np.asarray(forecasts), mean, scale, horizons, steps)
+        return backtest.backtest(past, spec, horizons, steps)
 
     return {
         "id": series.id,
-        "windows": len(past.origins),
+        "windows": len(origins),
         "season": steps,
-        "horizons": await offload_with("pandas", 4 * size, measure),
+        "horizons": await offload_with("pandas", 4 * past.forecasts.nbytes, measure),
         "input": asdict(settled.report),
     }
 
@@ -161,8 +159,9 @@ def _horizons(given: list[str] | None, spec: Forecasting) -> list[int]:
         horizons = sorted({int(part) for text in given for part in text.split(",")})
     except ValueError:
         raise UnusableInput("horizon must be whole numbers", field="horizon") from None
-    if not 1 <= horizons[0] <= horizons[-1] <= spec.horizon:
-        raise UnusableInput(f"a backtest measures horizons of 1 to {spec.horizon} steps", field="horizon")
+    most = MAX_PASSES * spec.horizon
+    if not 1 <= horizons[0] <= horizons[-1] <= most:
+        raise UnusableInput(f"a backtest measures horizons of 1 to {most} steps", field="horizon")
     return horizons
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -141,9 +142,9 @@ async def forecast(
                 horizon,
                 loaded.inputs[0].name,
                 service.settings.max_decoded_bytes,
-                keep=history_needed(spec, probabilities),
+                keep=lambda steps: history_needed(spec, steps, probabilities),
             )
-            check_intervals(loaded, spec, settled[0].prepared.horizon, probabilities)
+            check_intervals(loaded, spec, [one.prepared for one in settled], probabilities)
             return settled
 
         settled = await offload_with("pandas", len(upload.data), decode)
@@ -178,19 +179,23 @@ def decoded(
     input_name: str,
     limit: int,
     *,
-    keep: int | None,
+    keep: Callable[[int | None], int | None],
 ) -> list[Settled]:
-    """Every series of an upload, ready for the model; `keep` steps of its history at most, all of them if None."""
+    """Every series of an upload, ready for the model.
+
+    keep: from the horizon that was asked for (None: the model's own) to the most steps of history; None: all of them.
+    """
     payload_format = format_of(upload.data, upload.media_type, upload.filename)
     payload = read_series(upload.data, payload_format, limit, options.selection(), options.freq)
     if horizon is not None and payload.horizon is not None and horizon != payload.horizon:
         raise UnusableInput(f"horizon is {payload.horizon} in the body but {horizon} beside it", field="horizon")
     steps = payload.horizon if horizon is None else horizon
+    kept = keep(steps)
     settled: list[Settled] = []
     numbers = 0
     for series in payload.series:
         try:
-            regular, report = settle(series, spec.lookback, keep=keep, frequency=payload.frequency, fill=options.fill)
+            regular, report = settle(series, spec.lookback, keep=kept, frequency=payload.frequency, fill=options.fill)
             numbers += regular.values.size
             if numbers * 8 > limit:
                 raise PayloadTooLarge(f"with left-out steps, the series have more numbers than {limit} bytes take")

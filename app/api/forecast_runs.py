@@ -11,8 +11,10 @@ from app.api.submission import run_all
 from app.engine.runtime import Model
 from app.manifest import Forecasting
 from app.readers.libraries import offload_with
+from app.readers.series import Series
 from app.service import Service
 from app.tasks import forecasting
+from app.tasks.past import Origins, PastForecasts
 
 
 async def run_forecasts(
@@ -45,10 +47,23 @@ async def run_forecasts(
         current = [forecasting.roll(one, done[-1], spec) for one, done in zip(current, passes, strict=True)]
 
 
-async def run_rows(service: Service, request: Request, model: Model, rows: np.ndarray) -> np.ndarray:
-    """The graph's first output for rows (n, variates, lookback) that are scaled already: (n, variates, head)."""
-    answer = await _submit(service, request, model, [rows[at : at + 1] for at in range(len(rows))])
-    return answer[model.ordinary_outputs[0]]
+async def run_past(
+    service: Service, request: Request, model: Model, series: Series, origins: Origins, horizon: int
+) -> PastForecasts:
+    """Forecasts from many points in one series' past, every pass of them taken."""
+    assert model.manifest is not None
+    spec = model.manifest.task
+    assert isinstance(spec, Forecasting)
+    size = series.values.nbytes + len(origins) * len(series.names) * (spec.lookback + horizon) * 8
+    past = await offload_with("pandas", size, lambda: PastForecasts(series, spec, origins, horizon))
+    while (rows := past.rows) is not None:
+        answer = await _submit(service, request, model, [rows[at : at + 1] for at in range(len(rows))])
+
+        def take(given: np.ndarray = answer[model.ordinary_outputs[0]]) -> None:
+            past.take(given)
+
+        await offload_with("pandas", size, take)
+    return past
 
 
 async def _submit(

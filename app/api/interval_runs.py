@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from starlette.requests import Request
 
-from app.api.forecast_runs import run_rows
+from app.api.forecast_runs import run_past
 from app.engine.runtime import Model
 from app.errors import UnusableInput
 from app.manifest import Forecasting
 from app.readers.libraries import offload_with
-from app.readers.series import Series
 from app.service import Service
-from app.tasks import intervals
-from app.tasks.forecasting import Array, Forecast, Prepared, drop_noise
+from app.tasks import intervals, past
+from app.tasks.forecasting import MAX_PASSES, Array, Forecast, Prepared, drop_noise
 
 MAX_ROWS = 4096
-"""Forecasts of the past for one request, over all its series."""
+"""Forecasts of the past for one request, over all its series and passes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,9 @@ class Quantiles:
     """values (probabilities, variates, horizon) in the unit of the series, and what they were calibrated on.
 
     calibration: "validation" (the bundle's own data), "validation and history" (brought to the level of the past of the
-    request), "history" (other variates: the past of the request alone says how wide), "other data" (other variates
-    and no past to learn from: no more than a guess). origins: how many forecasts of the past were made.
+    request), "history" (other variates, or steps past the head: the past of the request alone says how wide), "other
+    data" (other variates and no past to learn from: no more than a guess). origins: how many points of the past were
+    forecast from.
     """
 
     probabilities: tuple[float, ...]
@@ -37,24 +38,47 @@ class Quantiles:
     origins: int
 
 
-def history_needed(spec: Forecasting, probabilities: Sequence[float]) -> int | None:
+def history_needed(spec: Forecasting, horizon: int | None, probabilities: Sequence[float]) -> int:
     """Steps of history to keep: the lookback, or with intervals all that they can use."""
     if not probabilities:
         return spec.lookback
-    return spec.lookback + (intervals.PAST_HORIZONS + 1) * spec.horizon
+    # A horizon out of range is refused later, by whoever prepares the series.
+    return past.steps_of_use(spec, min(max(horizon or 0, spec.horizon), MAX_PASSES * spec.horizon))
 
 
-def check_intervals(model: Model, spec: Forecasting, horizon: int, probabilities: Sequence[float]) -> None:
-    """UnusableInput where the bundle has no intervals, or none so far ahead."""
-    if probabilities and spec.intervals is None:
+def check_intervals(
+    model: Model, spec: Forecasting, prepared: Sequence[Prepared], probabilities: Sequence[float]
+) -> None:
+    """UnusableInput where the bundle has no intervals, or a series no past that tells of steps past the head."""
+    if not probabilities:
+        return
+    if spec.intervals is None:
         raise UnusableInput(
             f"{model.name}/{model.version} has no intervals; `kronserve calibrate` adds them", field="quantiles"
         )
-    if probabilities and horizon > spec.horizon:
-        raise UnusableInput(
-            f"intervals reach as far as the model's own {spec.horizon} steps; past them errors were never measured",
-            field="horizon",
+    for number, one in enumerate(prepared):
+        rolled = one.horizon > spec.horizon
+        if rolled and past.past_origins(one.series, spec, one.horizon, MAX_ROWS // len(prepared)) is None:
+            which = f"series {one.series.id[:40]!r}: " if one.series.id is not None else f"series {number + 1}: "
+            why = _why_none(one, spec, len(prepared))
+            raise UnusableInput(f"{which if len(prepared) > 1 else ''}{why}", field="horizon")
+
+
+def _why_none(one: Prepared, spec: Forecasting, count: int) -> str:
+    """Why there are no intervals past the head."""
+    ahead = f"intervals {one.horizon} steps ahead"
+    if not spec.standardise:
+        return f"{ahead}: this model takes values as they are, and has intervals for its own {spec.horizon} steps alone"
+    steps, needed = one.series.values.shape[1], past.fewest_steps(spec, one.horizon)
+    if steps < needed:
+        return (
+            f"{ahead}, past the model's own {spec.horizon}, come from the series' own past alone, which must "
+            f"have {needed} regular steps; it has {steps}"
         )
+    return (
+        f"{ahead} take too many forecasts of the past for {count} series of {len(one.series.names)} variates; "
+        "ask for fewer together"
+    )
 
 
 async def run_quantiles(
@@ -72,8 +96,11 @@ async def run_quantiles(
     found = []
     for one, forecast in zip(prepared, forecasts, strict=True):
         horizon = forecast.values.shape[1]
-        past = intervals.past_of(one.series, spec, horizon, MAX_ROWS // len(prepared))
-        errors = None if past is None else await _errors(service, request, model, spec, one.series, past)
+        origins = past.past_origins(one.series, spec, horizon, MAX_ROWS // len(prepared))
+        errors = None
+        if origins is not None:
+            made = await run_past(service, request, model, one.series, origins, horizon)
+            errors = await offload_with("pandas", 2 * made.forecasts.nbytes, partial(_counting, made, spec))
 
         def finish(
             one: Prepared = one, forecast: Forecast = forecast, errors: Array | None = errors, horizon: int = horizon
@@ -90,17 +117,10 @@ async def run_quantiles(
         if errors is None:
             calibration = "validation" if known else "other data"
         else:
-            calibration = "validation and history" if known else "history"
-        found.append(Quantiles(probabilities, values, calibration, 0 if past is None else len(past.origins)))
+            calibration = "validation and history" if known and not forecast.rolled else "history"
+        found.append(Quantiles(probabilities, values, calibration, 0 if origins is None else len(origins)))
     return found
 
 
-async def _errors(
-    service: Service, request: Request, model: Model, spec: Forecasting, series: Series, past: intervals.Past
-) -> Array:
-    size = series.values.nbytes + len(past.origins) * len(series.names) * spec.lookback * 8
-    windows, mean, scale = await offload_with("pandas", size, lambda: intervals.past_windows(series, spec, past))
-    answer = await run_rows(service, request, model, windows)
-    return await offload_with(
-        "pandas", 2 * answer.nbytes, lambda: intervals.past_errors(series, past, np.asarray(answer), mean, scale)
-    )
+def _counting(made: past.PastForecasts, spec: Forecasting) -> Array:
+    return past.counting(made.errors(), made.origins, made.series.values.shape[1], spec.horizon)

@@ -193,15 +193,15 @@ async def _answer(service: Service, request: Request, asked: ForecastRequest, si
     spec = require_task(model, Forecasting, "does not forecast")
     horizon = asked.options.horizon
     probabilities = parse_probabilities([str(one) for one in asked.options.quantiles or ()], None)
-    check_intervals(model, spec, horizon, probabilities)
 
     def prepare() -> list[forecasting.Prepared]:
         return [
-            _prepared(one, number, spec, horizon, model.inputs[0].name, history_needed(spec, probabilities))
+            _prepared(one, number, spec, horizon, model.inputs[0].name, history_needed(spec, horizon, probabilities))
             for number, one in enumerate(asked.inputs)
         ]
 
     prepared = await offload_with("pandas", size, prepare)
+    check_intervals(model, spec, prepared, probabilities)
     outputs = []
     # Inputs may have different numbers of variates; those of one number go together.
     answers: dict[int, tuple[forecasting.Forecast, Quantiles | None]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor, log10
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,9 +133,7 @@ def finish(prepared: Prepared, outputs: Mapping[str, npt.NDArray[np.generic]]) -
         InferenceFailed: the graph gave NaN or infinity.
     """
     (output,) = outputs.values()
-    answer = output[0, :, : prepared.horizon].astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = np.where(prepared.constant[:, np.newaxis], prepared.mean, answer * prepared.scale + prepared.mean)
+    values = unscaled(output[0, :, : prepared.horizon], prepared.mean, prepared.scale, prepared.constant)
     if not np.isfinite(values).all():
         raise InferenceFailed("the model's forecast is not finite")
     for row in np.flatnonzero(~prepared.constant):
@@ -146,13 +144,24 @@ def finish(prepared: Prepared, outputs: Mapping[str, npt.NDArray[np.generic]]) -
     return Forecast(series.names, timestamps, values, series.frequency, series.time_name, series.id)
 
 
+def unscaled(answer: npt.NDArray[Any], mean: Array, scale: Array, constant: npt.NDArray[np.bool_]) -> Array:
+    """The graph's answer (.., variates, steps) in the unit of the series; a constant variate stays what it was."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(constant[..., np.newaxis], mean, answer.astype(np.float64) * scale + mean)
+
+
+def advanced(windows: Array, forecasts: Array) -> Array:
+    """The windows (.., variates, lookback) that follow when forecasts (.., variates, steps) are taken for history."""
+    return np.concatenate([windows, forecasts], axis=-1)[..., -windows.shape[-1] :]
+
+
 def roll(prepared: Prepared, forecast: Forecast, spec: Forecasting) -> Prepared:
     """The next pass, for the steps that `forecast` does not reach: its values are taken for history."""
     series = prepared.series
     stamps = series.timestamps
     if stamps is not None and forecast.timestamps is not None:
         stamps = calendar.follow(stamps, forecast.timestamps)[-spec.lookback :]
-    values = np.concatenate([series.values[:, -spec.lookback :], forecast.values], axis=1)[:, -spec.lookback :]
+    values = advanced(series.values[:, -spec.lookback :], forecast.values)
     (name,) = prepared.tensors
     rest = prepared.horizon - forecast.values.shape[1]
     return prepare(replace(series, values=values, timestamps=stamps), spec, rest, input_name=name)

@@ -20,28 +20,13 @@ import numpy.typing as npt
 from app.errors import UnusableInput
 from app.manifest import Forecasting, Intervals
 from app.readers.series import Series
-from app.tasks.forecasting import Array, standardise
+from app.tasks.forecasting import Array
 
 BANDS = (1, 24, 96, 192, 336, 528)
-"""First steps of the bands in which the factor of a series' own errors is estimated; the last has no end."""
-
-PAST_HORIZONS = 2
-"""How far back the past's forecasts begin, in heads of the model, before the latest whose outcome is known."""
-
-MAX_ORIGINS = 160
-"""Forecasts of the past for one request's history."""
-
-MIN_ORIGINS = 30
-"""Fewer forecasts of the past say too little about the ends of their errors."""
+"""First steps of the bands in which the factor of a series' own errors is estimated; past the head, every half of a
+pass of the model is one."""
 
 TINY = 1e-9
-
-
-@dataclass(frozen=True, eq=False)
-class Past:
-    """Origins of forecasts in a series' own past: each is forecast from the values before it, for those from it on."""
-
-    origins: npt.NDArray[np.intp]
 
 
 def parse_probabilities(quantiles: Sequence[str] | None, levels: Sequence[str] | None) -> tuple[float, ...]:
@@ -77,46 +62,15 @@ def is_known(series: Series, spec: Forecasting) -> bool:
     return known and series.frequency in (None, spec.frequency)
 
 
-def past_of(series: Series, spec: Forecasting, horizon: int, budget: int) -> Past | None:
-    """The origins to forecast from in the series' own past; None where it is too short for `horizon` steps ahead.
-
-    budget: most forecasts.
-    """
-    steps = series.values.shape[1]
-    first = max(spec.lookback, steps - horizon - PAST_HORIZONS * spec.horizon)
-    # Enough origins must lie before the last whose farthest outcome is known.
-    span = steps - horizon - first + 1
-    count = min(MAX_ORIGINS, budget)
-    if count < MIN_ORIGINS or span < spec.horizon or not spec.standardise:
-        return None
-    stride = max(1, -(-(steps - first) // count))
-    return Past(np.arange(steps - 1, first - 1, -stride)[::-1])
-
-
-def past_windows(series: Series, spec: Forecasting, past: Past) -> tuple[npt.NDArray[np.float32], Array, Array]:
-    """Scaled windows (origins, variates, lookback) with their mean and scale (origins, variates, 1)."""
-    windows = np.stack([series.values[:, origin - spec.lookback : origin] for origin in past.origins])
-    flat = windows.reshape(-1, spec.lookback)
-    scaled, mean, scale = standardise(flat)
-    shape = (*windows.shape[:2], 1)
-    return scaled.reshape(windows.shape), mean.reshape(shape), scale.reshape(shape)
-
-
-def past_errors(series: Series, past: Past, forecasts: npt.NDArray[np.floating], mean: Array, scale: Array) -> Array:
-    """Errors in units of the window's deviation (origins, variates, head); NaN where the outcome is not known yet."""
-    head = forecasts.shape[2]
-    padded = np.concatenate([series.values, np.full((len(series.values), head), np.nan)], axis=1)
-    targets = np.stack([padded[:, origin : origin + head] for origin in past.origins])
-    return (targets - mean) / scale - forecasts
-
-
 @dataclass(frozen=True, eq=False)
 class Shapes:
     """How validation errors spread about the forecasts of one series, in units of the window's deviation.
 
-    up, down: by level of the central interval, how far it reaches to either side (variates, horizon).
+    up, down: by level of the central interval, how far it reaches to either side (variates, horizon); from the head on,
+    as at its last step.
     """
 
+    head: int
     probabilities: tuple[float, ...]
     up: dict[float, Array]
     down: dict[float, Array]
@@ -124,7 +78,8 @@ class Shapes:
     def offsets(self, errors: Array | None) -> Array:
         """How far each quantile lies from the forecast: (probabilities, variates, horizon).
 
-        errors: those of the series' own past, as `past_errors` gives them; None: the validation errors alone.
+        errors: those of the series' own past, as `PastForecasts.errors` gives them; None: the validation errors alone,
+        which say nothing of steps past the head.
         """
         away = []
         factors: dict[float, Array] = {}
@@ -134,7 +89,7 @@ class Shapes:
             if level not in factors:
                 factors[level] = np.ones(up.shape)
                 if errors is not None and level:
-                    factors[level] = _factors(errors[:, :, : up.shape[1]], up, down, level)
+                    factors[level] = _factors(errors[:, :, : up.shape[1]], up, down, level, self.head)
             if not level:
                 away.append(np.zeros(up.shape))  # the middle is the forecast itself
             else:
@@ -149,7 +104,7 @@ def shapes(series: Series, spec: Forecasting, horizon: int, probabilities: Seque
     for level in {_level(probability) for probability in probabilities}:
         up[level] = np.maximum(_shape(series.names, spec.intervals, horizon, 0.5 + level / 2), TINY)
         down[level] = np.maximum(-_shape(series.names, spec.intervals, horizon, 0.5 - level / 2), TINY)
-    return Shapes(tuple(probabilities), up, down)
+    return Shapes(spec.horizon, tuple(probabilities), up, down)
 
 
 def _level(probability: float) -> float:
@@ -167,20 +122,26 @@ def _shape(names: Sequence[str], intervals: Intervals, horizon: int, probability
     return np.array(rows)
 
 
-def _factors(errors: Array, up: Array, down: Array, level: float) -> Array:
+def _factors(errors: Array, up: Array, down: Array, level: float, head: int) -> Array:
     """What intervals from -down to up must be stretched by to cover the past at `level`, by band of steps."""
-    scores = np.maximum(errors / up, -errors / down)
     factors = np.ones(up.shape)
-    bounds = [start - 1 for start in BANDS if start <= errors.shape[2]] + [errors.shape[2]]
-    for start, stop in pairwise(bounds):
-        band = scores[:, :, start:stop].transpose(1, 0, 2).reshape(len(up), -1)
-        known = np.isfinite(band).sum(axis=1)
-        for variate in np.flatnonzero(known):
-            own = band[variate][np.isfinite(band[variate])]
-            # (n + 1) in place of n: the forecast to come is one more of them.
-            rank = min(1.0, level * (own.size + 1) / own.size)
-            factors[variate, start:stop] = max(float(np.quantile(own, rank)), 0.0)
+    bounds = _bands(head, errors.shape[2])
+    for variate in range(len(up)):
+        scores = np.maximum(errors[:, variate] / up[variate], -errors[:, variate] / down[variate])
+        for start, stop in pairwise(bounds):
+            own = scores[:, start:stop].ravel()
+            own = own[np.isfinite(own)]
+            if own.size:
+                # (n + 1) in place of n: the forecast to come is one more of them.
+                rank = min(1.0, level * (own.size + 1) / own.size)
+                factors[variate, start:stop] = max(float(np.quantile(own, rank)), 0.0)
     return factors
+
+
+def _bands(head: int, horizon: int) -> list[int]:
+    """The bands' first steps, from 0, and the end of the last."""
+    starts = {step - 1 for step in BANDS if step <= head} | set(range(head, horizon, max(1, head // 2)))
+    return [*sorted(start for start in starts if start < horizon), horizon]
 
 
 def _nested(found: Array, probabilities: npt.NDArray[np.float64]) -> Array:

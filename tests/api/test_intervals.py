@@ -95,12 +95,65 @@ async def test_quantiles_in_csv_and_npy(client: httpx.AsyncClient) -> None:
     [
         ({"quantiles": "2"}, "quantiles"),
         ({"level": "many"}, "level"),
-        ({"quantiles": "0.5", "horizon": 721}, "horizon"),
     ],
 )
 async def test_intervals_that_are_not_given(client: httpx.AsyncClient, params: dict[str, Any], field: str) -> None:
     response = await ask(client, table(120), **params)
     assert (response.status_code, response.json()["field"]) == (422, field)
+
+
+async def test_past_the_head_the_own_past_alone_says_how_wide(client: httpx.AsyncClient) -> None:
+    response = await ask(client, table(2352), horizon=816, level="80,95")
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["rolled"] is True
+    assert answer["intervals"]["calibration"] == "history"
+    assert answer["intervals"]["origins"] > 100
+    plain = (await ask(client, table(2352), horizon=816)).json()["forecast"]
+    for name, steps in plain.items():
+        np.testing.assert_allclose(answer["forecast"][name], steps, atol=1e-4)
+        ordered = np.array([answer["quantiles"][key][name] for key in ("0.025", "0.1", "0.9", "0.975")])
+        assert ordered.shape == (4, 816)
+        assert (np.diff(ordered, axis=0) >= 0).all()
+        assert (ordered[2] > ordered[1]).all()
+    # Up to the head they are those of a request that asks no further, made from other points of the same past.
+    own = (await ask(client, table(2352), horizon=720, level="80,95")).json()["quantiles"]
+    for key in own:
+        for name in NAMES:
+            away = [
+                np.abs(np.array(found[key][name][:720]) - plain[name][:720]) for found in (own, answer["quantiles"])
+            ]
+            np.testing.assert_allclose(away[1], away[0], rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("steps", "horizon", "words"),
+    [(1630, 816, "must have 1631 regular steps; it has 1630"), (96, 5760, "must have 6575 regular steps; it has 96")],
+)
+async def test_past_the_head_a_short_history_is_refused(
+    client: httpx.AsyncClient, steps: int, horizon: int, words: str
+) -> None:
+    response = await ask(client, table(steps), horizon=horizon, level="80")
+    assert (response.status_code, response.json()["field"]) == (422, "horizon")
+    assert words in response.json()["error"]
+    assert (await ask(client, table(steps), horizon=horizon)).status_code == 200
+
+
+async def test_past_the_head_too_many_series_are_refused(client: httpx.AsyncClient) -> None:
+    """Of 4096 forecasts of the past, 69 series have 59 each: not 30 of two passes."""
+    stamps = pd.date_range("2018-01-01", periods=1631, freq="h").astype(str).to_numpy()
+    numbers = values(1631)[0].round(2)
+    frame = pd.DataFrame(
+        {
+            "unique_id": np.repeat([f"s{at}" for at in range(69)], 1631),
+            "ds": np.tile(stamps, 69),
+            "y": np.tile(numbers, 69),
+        }
+    )
+    response = await ask(client, frame.to_csv(index=False).encode(), horizon=816, level="80")
+    assert (response.status_code, response.json()["field"]) == (422, "horizon")
+    assert "series 's0'" in response.json()["error"]
+    assert "for 69 series of 1 variates" in response.json()["error"]
 
 
 async def test_a_backtest_compares_with_the_last_season(client: httpx.AsyncClient) -> None:
@@ -123,11 +176,21 @@ async def test_a_backtest_compares_with_the_last_season(client: httpx.AsyncClien
     assert answer["series"][0]["horizons"] == answer["series"][1]["horizons"]
 
 
+async def test_a_backtest_rolls_past_the_head(client: httpx.AsyncClient) -> None:
+    response = await ask(client, table(2400), "evaluate", horizon="720,816", windows=150)
+    assert response.status_code == 200, response.text
+    found = response.json()["series"][0]["horizons"]
+    assert list(found["720"]["coverage"]) == ["validation", "validation and history"]
+    assert list(found["816"]["coverage"]) == ["history"]
+    assert found["816"]["coverage"]["history"]["0.8"] == pytest.approx(0.8, abs=0.1)
+    assert found["816"]["model"]["mae"] == pytest.approx(found["720"]["model"]["mae"], rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("body", "params", "status", "field"),
     [
         (table(120), {}, 422, None),
-        (table(1200), {"horizon": "721"}, 422, "horizon"),
+        (table(1200), {"horizon": "5761"}, 422, "horizon"),
         (table(1200), {"horizon": "soon"}, 422, "horizon"),
         (table(1200), {"windows": 0}, 400, "windows"),
         (b"", {}, 400, None),

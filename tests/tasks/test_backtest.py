@@ -9,9 +9,9 @@ import pytest
 from app.errors import UnusableInput
 from app.manifest import Forecasting
 from app.readers.series import Series
-from app.tasks import intervals
 from app.tasks.backtest import backtest, origins_of, season_of
-from tests.tasks.test_intervals import SPEC
+from app.tasks.past import PastForecasts
+from tests.tasks.test_intervals import SPEC, rolled, zeros
 
 PLAIN = Forecasting(lookback=32, horizon=48)
 
@@ -40,9 +40,11 @@ def test_errors_and_baseline_equal_plain_loops() -> None:
     values = np.sin(np.arange(400) * 2 * np.pi / 24) * [[1.0], [5.0]] + rng.standard_normal((2, 400)) * [[0.2], [2.0]]
     series = Series(values, ("a", "b"))
     origins = origins_of(series, PLAIN, 48, 17)
-    windows, mean, scale = intervals.past_windows(series, PLAIN, intervals.Past(origins))
     answers = rng.standard_normal((len(origins), 2, 48)).astype(np.float32)
-    found = backtest(series, PLAIN, origins, answers, mean, scale, [10, 48], 24)
+    past = PastForecasts(series, PLAIN, origins, 48)
+    past.take(answers)
+    assert past.rows is None
+    found = backtest(past, PLAIN, [10, 48], 24)
     for horizon in (10, 48):
         squares, absolutes, naive, ratios = [], [], [], {0: [], 1: []}
         for at, origin in enumerate(origins):
@@ -65,7 +67,6 @@ def test_errors_and_baseline_equal_plain_loops() -> None:
         assert model["mase"] == pytest.approx(np.mean([np.mean(ratios[0]), np.mean(ratios[1])]), rel=1e-5)
         assert found[str(horizon)]["seasonal_naive"]["mae"] == pytest.approx(np.mean(naive), rel=1e-5)
         assert found[str(horizon)]["coverage"] == {}
-    assert windows.shape == (len(origins), 2, 32)
 
 
 def test_coverage_counts_outcomes_that_lie_inside() -> None:
@@ -73,24 +74,22 @@ def test_coverage_counts_outcomes_that_lie_inside() -> None:
     values = np.random.default_rng(2).standard_normal((1, 4000))
     for name, series in (("other", Series(values, ("other",))), ("a", Series(values, ("a",)))):
         origins = origins_of(series, SPEC, 48, 400)
-        _, mean, scale = intervals.past_windows(series, SPEC, intervals.Past(origins))
-        found = backtest(series, SPEC, origins, np.zeros((len(origins), 1, 48)), mean, scale, [48], 24)["48"][
-            "coverage"
-        ]
+        past = rolled(PastForecasts(series, SPEC, origins, 48), zeros)
+        found = backtest(past, SPEC, [48], 24)["48"]["coverage"]
         if name == "other":
             assert found["validation"]["0.8"] == pytest.approx(0.8, abs=0.03)
         else:  # stored as up to twice as wide
             assert found["validation"]["0.8"] > 0.88
         assert set(found) == {"validation"}  # origins ten steps apart: too few of them in reach of each
-        near = np.arange(200, 1200, 2)
-        _, mean, scale = intervals.past_windows(series, SPEC, intervals.Past(near))
-        found = backtest(series, SPEC, near, np.zeros((len(near), 1, 48)), mean, scale, [48], 24)["48"]["coverage"]
-        assert found["validation and history"]["0.8"] == pytest.approx(0.8, abs=0.04)
+        past = rolled(PastForecasts(series, SPEC, np.arange(200, 1200, 2), 100), zeros)
+        found = {horizon: found["coverage"] for horizon, found in backtest(past, SPEC, [48, 100], 24).items()}
+        assert found["48"]["validation and history"]["0.8"] == pytest.approx(0.8, abs=0.04)
+        assert list(found["100"]) == ["history"]  # the bundle says nothing of steps past the head
+        assert found["100"]["history"]["0.8"] == pytest.approx(0.8, abs=0.04)
 
 
 def test_a_series_that_never_changes_has_no_mase() -> None:
     series = Series(np.full((1, 200), 3.0), ("a",), pd.date_range("2020-01-01", periods=200, freq="h"))
     origins = origins_of(series, PLAIN, 48, 5)
-    _, mean, scale = intervals.past_windows(series, PLAIN, intervals.Past(origins))
-    found = backtest(series, PLAIN, origins, np.zeros((len(origins), 1, 48)), mean, scale, [48], 24)["48"]
+    found = backtest(rolled(PastForecasts(series, PLAIN, origins, 48), zeros), PLAIN, [48], 24)["48"]
     assert found["model"] == {"mse": 0.0, "mae": 0.0, "mase": None}

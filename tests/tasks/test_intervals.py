@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -9,7 +11,8 @@ from scipy.stats import norm
 from app.errors import UnusableInput
 from app.manifest import Forecasting, Intervals
 from app.readers.series import Series
-from app.tasks import intervals
+from app.tasks import forecasting, intervals
+from app.tasks.past import PastForecasts, counting, past_origins
 
 PROBABILITIES = (0.005, 0.025, 0.05, 0.1, 0.25, 0.75, 0.9, 0.95, 0.975, 0.995)
 NORMAL = tuple(float(norm.ppf(one)) for one in PROBABILITIES)
@@ -41,34 +44,79 @@ def test_offsets_are_the_stored_errors_between_their_steps_and_probabilities() -
     np.testing.assert_allclose(away[2, 1], NORMAL[-2], rtol=1e-12)
 
 
+def rolled(past: PastForecasts, answers: Callable[[np.ndarray], np.ndarray]) -> PastForecasts:
+    """Every pass, with `answers` for a graph."""
+    while (rows := past.rows) is not None:
+        past.take(answers(rows))
+    return past
+
+
+def zeros(rows: np.ndarray) -> np.ndarray:
+    """A forecaster that answers the mean of its window: on noise its errors are those of the noise."""
+    return np.zeros((*rows.shape[:2], SPEC.horizon), np.float32)
+
+
+@pytest.mark.parametrize("horizon", [48, 70, 144])
 @pytest.mark.parametrize("spread", [0.3, 1.0, 4.0])
-def test_the_own_past_brings_intervals_to_their_level(spread: float) -> None:
-    """A forecaster that answers 0 on noise: its errors are those of the noise, whatever the bundle's were."""
+def test_the_own_past_brings_intervals_to_their_level(spread: float, horizon: int) -> None:
+    """The bundle's errors are others; past the head, where the forecast is the mean of means, there are none at all."""
     series = Series(noise() * spread, ("other",))
-    past = intervals.past_of(series, SPEC, 48, 1000)
-    assert past is not None
-    windows, mean, scale = intervals.past_windows(series, SPEC, past)
-    np.testing.assert_allclose(windows.std(axis=2), 1, rtol=1e-5)
-    errors = intervals.past_errors(series, past, np.zeros((len(windows), 1, 48)), mean, scale)
+    origins = past_origins(series, SPEC, horizon, 1000)
+    assert origins is not None
+    past = PastForecasts(series, SPEC, origins, horizon)
+    assert past.rows is not None
+    np.testing.assert_allclose(past.rows.std(axis=2), 1, rtol=1e-5)
+    errors = counting(rolled(past, zeros).errors(), origins, 3000, 48)
     assert np.isnan(errors[-1, 0, -1])
-    assert np.isfinite(errors[0]).all()
-    # Forecasts of 3 in place of 0, in the windows' units: the past is missed by as much.
-    missed = errors * 3
-    future = intervals.past_errors(
-        Series(noise(1, 4000, 2) * spread, ("other",)),
-        intervals.Past(np.arange(100, 3900, 7)),
-        np.zeros((543, 1, 48)),
-        *intervals.past_windows(
-            Series(noise(1, 4000, 2) * spread, ("other",)), SPEC, intervals.Past(np.arange(100, 3900, 7))
-        )[1:],
+    assert np.isfinite(errors[0, 0, -1])
+    later = Series(noise(1, 4000, 2) * spread, ("other",))
+    future = rolled(PastForecasts(later, SPEC, np.arange(100, 3800, 7), horizon), zeros).errors()
+    # And with three times the errors, in the past as in the future.
+    for factor in (1, 3):
+        for level in (0.8, 0.95):
+            shapes = intervals.shapes(series, SPEC, horizon, (0.5 - level / 2, 0.5 + level / 2))
+            low, high = shapes.offsets(errors * factor)
+            inside = (future * factor >= low) & (future * factor <= high)
+            # The further ahead, the fewer of the past's outcomes have nothing in common.
+            assert inside.mean() == pytest.approx(level, abs=0.03 if horizon == 48 else 0.05)
+            assert inside[:, :, -20:].mean() == pytest.approx(level, abs=0.08)
+
+
+def test_the_past_is_forecast_as_a_request_is() -> None:
+    """Pass after pass from every origin: what a request that ends there is answered with, by the task's own roll."""
+    values = np.concatenate([np.cumsum(noise(2, 400), axis=1), np.full((1, 400), 7.0)])
+
+    def graph(rows: np.ndarray) -> np.ndarray:
+        return np.tanh(np.concatenate([rows, rows[:, :, ::-1]], axis=2)[:, :, :48]) + np.float32(0.25)
+
+    origins = np.array([32, 100, 250, 380])
+    past = rolled(PastForecasts(Series(values, ("a", "b", "c")), SPEC, origins, 110), graph)
+    for number, origin in enumerate(origins):
+        prepared = forecasting.prepare(Series(values[:, :origin], ("a", "b", "c")), SPEC, 110)
+        passes = [forecasting.finish(prepared, {"forecast": graph(prepared.tensors["series"])})]
+        while prepared.horizon > 48:
+            prepared = forecasting.roll(prepared, passes[-1], SPEC)
+            passes.append(forecasting.finish(prepared, {"forecast": graph(prepared.tensors["series"])}))
+        wanted = forecasting.joined(passes).values
+        made = min(48 * -(-(400 - origin) // 48), 110)
+        scale = values[:, :origin].std(axis=1, keepdims=True).max()
+        np.testing.assert_allclose(past.forecasts[number, :, :made], wanted[:, :made], atol=1e-4 * scale)
+        assert np.isnan(past.forecasts[number, :, made:]).all()
+    errors = past.errors()
+    np.testing.assert_allclose(
+        errors[2, 0, :110], (values[0, 250:360] - past.forecasts[2, 0]) / values[0, 218:250].std(), rtol=1e-9
     )
-    for level in (0.8, 0.95):
-        pair = (0.5 - level / 2, 0.5 + level / 2)
-        shapes = intervals.shapes(series, SPEC, 48, pair)
-        low, high = shapes.offsets(errors)
-        assert np.nanmean((future >= low) & (future <= high)) == pytest.approx(level, abs=0.03)
-        low, high = shapes.offsets(missed)
-        assert np.nanmean((future * 3 >= low) & (future * 3 <= high)) == pytest.approx(level, abs=0.03)
+    assert np.isnan(errors[3, :, 20:]).all()
+
+
+def test_what_counts_of_the_past_is_what_a_horizon_of_as_many_passes_looks_at() -> None:
+    origins = np.arange(100, 1000, 3)
+    errors = np.ones((len(origins), 1, 110))
+    found = np.isfinite(counting(errors, origins, 1000, 48))[:, 0]
+    for number, origin in enumerate(origins):
+        for step, far in ((0, 48), (47, 48), (48, 96), (95, 96), (96, 110), (109, 110)):
+            known, near = origin + step < 1000, origin >= 1000 - far - 96
+            assert found[number, step] == (known and near)
 
 
 def test_quantiles_never_cross() -> None:
@@ -78,18 +126,28 @@ def test_quantiles_never_cross() -> None:
     assert (np.diff(away, axis=0) >= 0).all()
 
 
-@pytest.mark.parametrize(("steps", "budget"), [(32 + 48 + 46, 1000), (3000, 29)])
-def test_a_past_that_is_too_short(steps: int, budget: int) -> None:
-    assert intervals.past_of(Series(noise(1, steps), ("a",)), SPEC, 48, budget) is None
+@pytest.mark.parametrize(
+    ("steps", "budget", "horizon"),
+    [(32 + 48 + 46, 1000, 48), (3000, 29, 48), (3000, 89, 100), (32 + 100 + 46, 1000, 100)],
+)
+def test_a_past_that_is_too_short(steps: int, budget: int, horizon: int) -> None:
+    assert past_origins(Series(noise(1, steps), ("a",)), SPEC, horizon, budget) is None
+    assert past_origins(Series(noise(1, steps + 1), ("a",)), SPEC, horizon, budget + 1) is not None or steps == 3000
+    assert past_origins(Series(noise(1, steps + 1), ("a",)), SPEC, horizon, 1000) is not None
+
+
+def test_many_variates_have_fewer_forecasts_of_the_past() -> None:
+    found = [past_origins(Series(np.zeros((n, 1000)), ("a",) * n), SPEC, 384, 10_000) for n in (1, 1024, 4096)]
+    assert [None if origins is None else len(origins) for origins in found] == [160, 80, None]
 
 
 def test_every_origin_of_the_past_has_a_lookback_and_no_more_are_made_than_allowed() -> None:
     for steps in (32 + 48 + 96, 200, 3000):
-        past = intervals.past_of(Series(noise(1, steps), ("a",)), SPEC, 48, 50)
-        assert past is not None
-        assert 30 <= len(past.origins) <= 50
-        assert past.origins[0] >= SPEC.lookback
-        assert past.origins[-1] == steps - 1
+        origins = past_origins(Series(noise(1, steps), ("a",)), SPEC, 48, 50)
+        assert origins is not None
+        assert 30 <= len(origins) <= 50
+        assert origins[0] >= SPEC.lookback
+        assert origins[-1] == steps - 1
 
 
 def test_known_series_have_the_names_and_the_step_of_the_bundle() -> None:
