@@ -112,6 +112,7 @@ class DirectExchange:
         head = [STATUS_LINE[status]]
         for name, value in (*protocol.server_state.default_headers, *headers):
             head += (name, b": ", value, b"\r\n")
+        head.append(protocol.common_lines)
         head.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
         protocol.transport.writelines([b"".join(head), *pieces])
         if self.more_body:

@@ -16,6 +16,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.direct_exchange import DirectExchange, Handler
+from app.security_headers import security_lines
 
 OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})
 """Headers of an offer to speak another protocol."""
@@ -39,6 +40,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, direct: Handler | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._direct = direct
+        self.common_lines = security_lines(tls=self.config.is_ssl)
+        """Head lines of the answers that do not come from the application, whose outermost layer adds them itself."""
         self._unclaimed = self._segment = 0
         self._in_message = self._in_head = self._heard = self._too_large = self._refused = self._offered = False
         self._answering: RequestResponseCycle | None = None
@@ -180,7 +183,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         body = orjson.dumps({"error": message})
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-        self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        head = f"{head}content-length: {len(body)}\r\nconnection: close\r\n"
+        self.transport.write(b"".join((head.encode(), self.common_lines, b"\r\n", body)))
         self.drop_rest()
 
     def drop_rest(self) -> None:

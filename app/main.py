@@ -10,9 +10,10 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from app.api import answers, oip, oip_control, operations, timeseries
+from app.api import answers, docs, oip, oip_control, operations, timeseries
 from app.api.backtests import router as evaluate
 from app.api.classify import router as classify
+from app.api.cors import Cors
 from app.api.edge import Edge
 from app.api.forecast import router as forecast
 from app.api.gate import Gate, document_keys
@@ -45,6 +46,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("kronserve"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours is in api/docs.py
+        redoc_url=None,
         redirect_slashes=False,  # a redirect would be made from the caller's Host header
     )
     app.state.service = service
@@ -56,11 +59,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(evaluate)
     timeseries.install(app, service)
     operations.install(app, service)
+    docs.install(app)
     return app
 
 
 class Application(FastAPI):
-    """FastAPI behind our own two layers: counting and lingering outermost, then the inference path."""
+    """FastAPI behind our own layers: counting and lingering outermost, then CORS, keys, and the inference path."""
 
     def openapi(self) -> dict[str, Any]:
         """The document without the framework's own validation answer, which is never given: ours is {"error": ..}.
@@ -83,4 +87,8 @@ class Application(FastAPI):
         """The framework's stack, wrapped."""
         service: Service = self.state.service
         inner: ASGIApp = InferFirst(super().build_middleware_stack(), service)
-        return Edge(inner if service.keys is None else Gate(inner, service.keys), service)
+        if service.keys is not None:
+            inner = Gate(inner, service.keys)
+        if service.settings.cors_origins:
+            inner = Cors(inner, tuple(service.settings.cors_origins.split(",")))
+        return Edge(inner, service)

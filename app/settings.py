@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from math import ceil
 from pathlib import Path
 from typing import Self
@@ -18,6 +19,8 @@ from pydantic_settings import (
 
 MIB = 1 << 20
 PREFIX = "KRONSERVE_"
+
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -55,6 +58,9 @@ class Settings(BaseSettings):
     )
     tls_certificate: Path | None = Field(None, description="PEM file of a certificate chain: speak TLS, on both ports.")
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
+    cors_origins: str = Field(
+        "", description="Origins whose web pages may call, as https://app.example.org, parted by commas; *: all."
+    )
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto: CUDA when a GPU is usable, else CPU.")
     gpu_memory_bytes: int = Field(
         0, ge=0, description="Most GPU memory of one model's arena, bytes; 0: as much as there is."
@@ -104,6 +110,17 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        listed = [origin.strip() for origin in value.split(",") if origin.strip()]
+        for origin in listed:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin as browsers send it: scheme://host[:port], in lower case")
+        if "*" in listed and len(listed) > 1:
+            raise ValueError("* is every origin, and stands alone")
+        return ",".join(listed)
 
     @model_validator(mode="after")
     def _certificate_and_key(self) -> Self:

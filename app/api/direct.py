@@ -37,6 +37,7 @@ class DirectInference:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._largest = min(INLINE_BYTES, service.settings.max_body_bytes)
+        self._not_plain = NOT_PLAIN | {b"origin"} if service.settings.cors_origins else NOT_PLAIN
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accept(self, url: bytes, headers: Headers) -> Answering | None:
@@ -63,7 +64,7 @@ class DirectInference:
                 timeout = value
             elif name == REQUEST_ID:
                 request_id = value
-            elif name in NOT_PLAIN:
+            elif name in self._not_plain:
                 return None
         if not 0 <= size <= self._largest:
             return None

@@ -1,5 +1,7 @@
 """The outermost ASGI layer: counts and times every answer, and lets early answers reach clients that still send.
 
+It adds the headers that every answer has, unless the answer has its own.
+
 While the service drains, every answer closes its connection, so that no client sends its next request into one that is
 about to go.
 
@@ -18,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.answers import CLIENT_LEFT
 from app.journal import REQUEST_ID
+from app.security_headers import security_headers
 from app.service import Service
 
 LINGER_SECONDS = 10.0
@@ -29,6 +32,7 @@ class Edge:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
+        self._common = security_headers(tls=service.settings.tls_certificate is not None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,11 +55,14 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                more = [(b"connection", b"close")] if self._service.draining else []
+                headers = list(message["headers"])
+                own = {name for name, _ in headers}
+                headers += [header for header in self._common if header[0] not in own]
+                if self._service.draining:
+                    headers.append((b"connection", b"close"))
                 if request_id is not None:
-                    more.append((REQUEST_ID, request_id))
-                if more:
-                    message = {**message, "headers": [*message["headers"], *more]}
+                    headers.append((REQUEST_ID, request_id))
+                message = {**message, "headers": headers}
             elif status >= 400 and unread and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 await _drop_rest(receive_and_note, lambda: unread)

@@ -50,6 +50,7 @@ def test_https(secure: Server, chunked: bool):
         for _ in range(3):
             answer = client.post("/v2/models/add/infer", content=iter([BODY]) if chunked else BODY)
             assert answer.json()["outputs"][0]["data"] == [2, 4, 6]
+            assert answer.headers["strict-transport-security"] == "max-age=31536000"
 
 
 def test_plain_http_and_strangers_certificates_get_nothing(secure: Server):
