@@ -8,6 +8,7 @@ its caller's cancellation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -133,12 +134,13 @@ class Scheduler:
         self._retiring: set[Runnable] = set()
         self.counters = Counters()
         self.device_failure: str | None = None
+        """Why no batch can be run any more; the process has to be started anew."""
 
     def start(self) -> None:
         """Start the executor threads; call from the event loop that will submit."""
         self._loop = asyncio.get_running_loop()
         for number in range(self._executors):
-            thread = threading.Thread(target=self._execute, name=f"executor-{number}", daemon=True)
+            thread = threading.Thread(target=self._work, name=f"executor-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -313,6 +315,11 @@ class Scheduler:
         if not future.done():
             future.set_exception(error)
 
+    def _abandon(self, reason: str) -> None:
+        """Fail everything that was accepted and has not ended."""
+        for entry in list(self._in_flight):
+            self._fail(entry, DeviceFailed(reason))
+
     def _deliver(self, finished: Iterable[Result]) -> None:
         """End the requests that these results complete."""
         for part, result in finished:
@@ -324,8 +331,18 @@ class Scheduler:
 
     # -- on an executor thread ---------------------------------------------------------------------------------------
 
-    def _execute(self) -> None:
+    def _work(self) -> None:
+        """A thread that ends before its time leaves nobody waiting; the process is not live any more."""
         assert self._loop is not None
+        try:
+            self._execute(self._loop)
+        except BaseException as error:
+            logger.critical("an executor thread died", exc_info=error)
+            self.device_failure = "an executor thread died"
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                self._loop.call_soon_threadsafe(self._abandon, self.device_failure)
+
+    def _execute(self, loop: asyncio.AbstractEventLoop) -> None:
         while True:
             with self._condition:
                 while (batch := self._line.take(self._clock())) is None and not self._line.expired:
@@ -339,7 +356,7 @@ class Scheduler:
             if batch is not None:
                 finished += self._completed(self._run(batch))
             try:
-                self._loop.call_soon_threadsafe(self._deliver, finished)
+                loop.call_soon_threadsafe(self._deliver, finished)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
             del finished, expired  # while it waits for work, a thread must not keep a retired model alive

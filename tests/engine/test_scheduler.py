@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from app.engine.scheduler import BatchTimes, Runnable, Scheduler
 from app.errors import DeadlineExceeded, DeviceFailed, InferenceFailed, KronserveError, Overloaded, Unavailable
-from tests.engine.fakes import FATAL, POISON, DoublingModel
+from tests.engine.fakes import FATAL, POISON, DoublingModel, DyingModel
 
 
 @asynccontextmanager
@@ -146,6 +146,23 @@ async def test_lost_device_fails_what_waits_and_what_comes():
         assert scheduler.device_failure is not None
         with pytest.raises(DeviceFailed):
             scheduler.submit(model, rows(1), ["y"])
+
+
+async def test_a_dying_executor_leaves_nobody_waiting():
+    """What ends a thread is no Exception, or a defect outside the model's run."""
+    model, dying = DoublingModel(), DyingModel("dying")
+    async with running(model, dying, executors=1) as scheduler:
+        held = await blocked(scheduler, model)
+        doomed = scheduler.submit(dying, rows(1), ["y"])
+        behind = [scheduler.submit(dying, rows(n), ["y"], priority=9) for n in range(5)]
+        model.gate.set()
+        done, pending = await asyncio.wait([held, doomed, *behind], timeout=10)
+        assert not pending
+        assert (held.result()["y"] == 2).all()
+        assert all(isinstance(future.exception(), DeviceFailed) for future in done - {held})
+        with pytest.raises(DeviceFailed, match="executor thread died"):
+            scheduler.submit(model, rows(1), ["y"])
+    assert (scheduler.counters.submitted, scheduler.counters.succeeded, scheduler.counters.failed) == (7, 1, 6)
 
 
 async def test_close_answers_what_was_accepted_and_refuses_what_comes():
