@@ -9,6 +9,7 @@ whichever are fetched: RunOptions.only_execute_path_to_fetches takes effect in i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import tempfile
@@ -30,6 +31,10 @@ EXPLAIN = "explain.onnx"
 
 CUDA_GRAPHS = "enable_cuda_graph"
 """The CUDA provider's option; graphs whose nodes do not all run on the GPU are refused with it."""
+
+
+class CannotCompile(Exception):
+    """The graph is broken, or there is no room for its compiled form."""
 
 
 class Sessions:
@@ -76,7 +81,8 @@ class Sessions:
             if self._explaining is None:
                 graph = self._explain_graph
                 if self._compiled is not None:
-                    graph = self._compile(graph, self._compiled.with_name(f"{self._compiled.name}-explain"))
+                    with contextlib.suppress(CannotCompile):  # a session of the graph itself says what is wrong with it
+                        graph = self._compile(graph, self._compiled.with_name(f"{self._compiled.name}-explain"))
                 self._explaining = self._open(1, graph)
             return self._explaining
 
@@ -86,21 +92,26 @@ class Sessions:
             self._explaining = None
 
     def _use_compiled(self, folder: Path, settings: Settings) -> None:
-        """Replace the graph by its compiled form, from the cache or made now; without one, keep the graph."""
+        """Replace the graph by its compiled form: from the cache, made now, or for this run alone; without, keep it."""
         cache = settings.cache_dir
         # Every file counts: a graph may keep its weights anywhere below its folder.
         files = [file for file in folder.rglob("*") if not file.name.startswith(MANIFEST) and file.is_file()]
         name = compiled.key([*files, *([self.kernels.path] if self.kernels is not None else [])])
         try:
+            self._graph = self._compile(self._graph, cache / name)
             self._compiled = cache / name
-            self._graph = self._compile(self._graph, self._compiled)
             self.plan_file = cache / f"{name}-{self._device.executors}x{settings.cpu_cores()}.plan.json"
-        except OSError as error:
-            logger.warning("the cache %s cannot be written (%s); compiling for this run alone", cache, error.strerror)
-            temporary = tempfile.mkdtemp(prefix="kronserve-")
-            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
-            self._compiled = Path(temporary) / name
-            self._graph = self._compile(self._graph, self._compiled)
+        except CannotCompile as error:
+            try:
+                temporary = Path(tempfile.mkdtemp(prefix="kronserve-"))
+                weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+                self._graph = self._compile(self._graph, temporary / name)
+            except (CannotCompile, OSError):
+                self._open(1)  # which says so if the graph is at fault
+                logger.warning("%s: no room for its compiled form (%s); every session packs its weights", folder, error)
+                return
+            self._compiled = temporary / name
+            logger.warning("the cache %s cannot be written (%s); compiling for this run alone", cache, error)
         self.shared = True
 
     def _register_kernels(self, options: ort.SessionOptions) -> None:
@@ -108,24 +119,25 @@ class Sessions:
             self.kernels.register(options)
 
     def _compile(self, graph: Path, folder: Path) -> Path:
-        """The compiled form of `graph`, from `folder` or made there. Raises BrokenBundle, and OSError from the disk."""
+        """The compiled form of `graph`, from `folder` or made there. Raises CannotCompile."""
         try:
             return compiled.find(folder) or compiled.build(graph, folder, self._register_kernels)
-        except (OSError, KernelsRefused):
+        except KernelsRefused:
             raise
-        except Exception as error:
-            raise BrokenBundle(f"ONNX Runtime cannot load {graph.name}: {first_line(str(error))}") from error
+        except Exception as error:  # ONNX Runtime's share no base of their own, those of a full disk among them
+            raise CannotCompile(getattr(error, "strerror", None) or first_line(str(error))) from error
 
     def _open(self, threads: int, graph: Path | None = None) -> ort.InferenceSession:
         options = compiled.session_options(threads)
         self._register_kernels(options)
-        if self.shared:  # optimised already
+        source = graph or self._graph
+        if self._compiled is not None and source.parent.name.startswith(self._compiled.name):  # optimised already
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         providers = [(name, dict(settings)) for name, settings in self._device.providers]
         if graph is not None or not self.cuda_graphs:
             providers = [(name, {k: v for k, v in given.items() if k != CUDA_GRAPHS}) for name, given in providers]
         try:
-            session = ort.InferenceSession(str(graph or self._graph), options, providers=providers)
+            session = ort.InferenceSession(str(source), options, providers=providers)
         except Exception as error:
             if graph is None and self.cuda_graphs:
                 logger.warning("%s runs without CUDA graphs: %s", self._graph, first_line(str(error)))
