@@ -47,12 +47,24 @@ class Journal:
             return given
         return uuid.uuid4().hex.encode() if self.every else None
 
-    def answered(self, protocol: str, route: str, status: int | str, seconds: float, request_id: bytes | None) -> None:
-        """A request was answered. route: a template or a method, never a caller's path. status: HTTP's or gRPC's."""
+    def answered(
+        self,
+        protocol: str,
+        route: str,
+        status: int | str,
+        seconds: float,
+        request_id: bytes | None,
+        trace: tuple[str, str] | None = None,
+    ) -> None:
+        """A request was answered. route: a template or a method, never a caller's path. status: HTTP's or gRPC's.
+
+        trace: the ids of its trace and span.
+        """
         slow = 0 < self.slow <= seconds
         if not (self.every or slow):
             return
         shown = request_id.decode("ascii") if request_id is not None else "-"
+        joined = {} if trace is None else {"trace_id": trace[0], "span_id": trace[1]}
         logger.log(
             logging.WARNING if slow else logging.INFO,
             "%s %s %s %.1f ms %s",
@@ -68,5 +80,6 @@ class Journal:
                 "seconds": round(seconds, 6),
                 "request_id": shown,
                 "slow": slow,
+                **joined,
             },
         )

@@ -46,6 +46,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("kronserve"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        # FastAPI's own telemetry, where a release has it, records paths, queries and exceptions; ours is tracing.py.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours is in api/docs.py
         redoc_url=None,
         redirect_slashes=False,  # a redirect would be made from the caller's Host header

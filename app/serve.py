@@ -22,6 +22,7 @@ from app.journal import set_up_logging
 if TYPE_CHECKING:
     from app.api.grpc.server import GrpcServer
     from app.service import Service
+    from app.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ ANSWER_SECONDS = 5
 """Time to write the last answers after the grace, before uvicorn cancels what is left."""
 
 POLL_SECONDS = 0.02
+
+SPANS_SECONDS = 5.0
+"""Longest time that the last spans get to leave, of what remains of the grace."""
 
 LINGER_SECONDS = 1.0
 """How long idle connections are kept at the end: a request may be on its way in one of them."""
@@ -162,6 +166,16 @@ class Server(uvicorn.Server):
         await stopping
         if leaving is not None and not self.force_exit:
             await leaving
+        if self._service.tracing is not None:
+            await self._send_last_spans(self._service.tracing, max(1.0, min(SPANS_SECONDS, until - loop.time())))
+
+    async def _send_last_spans(self, tracing: Tracing, seconds: float) -> None:
+        sending, loop = tracing.close(), asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while sending.is_alive() and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+        if sending.is_alive():
+            logger.warning("the last spans could not be sent")
 
     def _stop_accepting(self) -> None:
         self.should_exit = True

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.access import Keys, load_keys
 from app.engine import device
@@ -19,6 +20,9 @@ from app.journal import Journal
 from app.metrics import Metrics
 from app.readers.byte_budget import ByteBudget
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,9 @@ class Service:
         self.metrics.watch(self.scheduler, self.repository)
         self.keys = None if settings.keys is None else _read_keys(settings.keys)
         """The API keys that requests must show; None: no key is asked for."""
+        self.tracing = _tracing() if settings.traces else None
+        """Makes spans of requests; None: nothing of them is noted."""
+        self.scheme = "http" if settings.tls_certificate is None else "https"
         self.draining = False
         self.failure: str | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -133,6 +140,20 @@ class Service:
         self._librarian.shutdown(wait=False, cancel_futures=True)
         await self.scheduler.close(grace)
         logger.info("left: %s", self.scheduler.counters)
+
+
+def _tracing() -> Tracing:
+    """ValueError: it is not installed, or asked for what there is not."""
+    try:
+        from app.tracing import Tracing
+
+        return Tracing()
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--traces (KRONSERVE_TRACES) needs {error.name}, install it with: pip install 'kronserve[otel]'"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"--traces (KRONSERVE_TRACES): {error}") from error
 
 
 def _require_keys(path: Path) -> None:

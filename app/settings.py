@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     compress_from: int = Field(
         4096, ge=0, description="Smallest tensor answer that is compressed when its client accepts that, bytes."
     )
+    traces: bool = Field(
+        False, description="Send OpenTelemetry traces as the variables OTEL_* say; needs the extra otel."
+    )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Log level.")
     log_format: str = Field("text", pattern="^(text|json)$", description="Form of log lines: text or json.")
     log_requests: bool = Field(False, description="Write a line about every request.")

@@ -55,6 +55,17 @@ def test_grpc_is_needed_by_its_own_folder_alone():
             assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
 
 
+def test_tracing_is_needed_by_its_own_file_alone_and_imported_when_asked_for():
+    for file in (ROOT / "app").rglob("*.py"):
+        if file != ROOT / "app/tracing.py":
+            wrong = {name for name in imports(file) if name.split(".")[0] == "opentelemetry"}
+            assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+    code = "import sys, app.main; app.main.create_app(); print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    # FastAPI itself imports OpenTelemetry's API.
+    assert not {"app.tracing", "opentelemetry.sdk", "opentelemetry.exporter"} & set(result.stdout.split())
+
+
 def test_running_service_has_not_imported_torch():
     """Not even through a dependency; in a process of its own, since the tests themselves use torch."""
     code = "import sys, app.main; app.main.create_app(); print('torch' in sys.modules)"

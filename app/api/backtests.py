@@ -22,6 +22,7 @@ from app.readers.libraries import offload_with
 from app.service import Service
 from app.tasks import backtest
 from app.tasks.forecasting import MAX_PASSES
+from app.timeline import note_decoding, note_model
 
 JSON = "application/json"
 MAX_WINDOWS = 1000
@@ -94,6 +95,7 @@ async def evaluate(
     """
     service: Service = request.app.state.service
     loaded = service.repository.get(model, request.path_params.get("version"))
+    note_model(request.scope, loaded)
     spec = require_task(loaded, Forecasting, "does not forecast")
     if not spec.standardise:
         raise UnusableInput(f"{loaded.name} takes values as they are; only models that scale windows are measured")
@@ -101,6 +103,7 @@ async def evaluate(
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
         service.scheduler.check_room(loaded)
+        note_decoding(request.scope)
         if len(uploads) > 1:
             raise InvalidRequest("one file a request; the form has several", field="file")
         settled = await offload_with(

@@ -23,6 +23,7 @@ from app.readers.libraries import offload_with
 from app.readers.volumes import NamedFile, grouped, read_group, read_json_volume
 from app.service import Service
 from app.tasks import attention, classification
+from app.timeline import note_decoding, note_model
 
 JSON = "application/json"
 
@@ -132,6 +133,7 @@ async def classify(request: Request, model: str, t: Time = None, explain: Explai
     """
     service: Service = request.app.state.service
     loaded = service.repository.get(model, request.path_params.get("version"))
+    note_model(request.scope, loaded)
     spec = require_task(loaded, VolumeClassification, "does not classify volumes")
     assert loaded.manifest is not None
     names = loaded.ordinary_outputs[:1]
@@ -140,6 +142,7 @@ async def classify(request: Request, model: str, t: Time = None, explain: Explai
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
         service.scheduler.check_room(loaded)
+        note_decoding(request.scope)
         prepared = await _prepare_all(service, loaded, spec, uploads, t)
     # Every volume is a request of its own, so that they form batches.
     answers = await run_all(service, request, loaded, [volume.tensors for volume in prepared], names)

@@ -17,6 +17,7 @@ from app.engine.runtime import Model
 from app.errors import InferenceFailed, InvalidRequest
 from app.service import Service
 from app.tasks.tensors import check_outputs
+from app.timeline import Timeline
 
 OFFLOAD_CLASSES_BYTES = 1 << 13
 """Outputs past this size are sorted and written as classes in a thread, about a microsecond each."""
@@ -72,16 +73,18 @@ def submit(
     *,
     timeout: float | None = None,
     priority: int = 0,
+    timeline: Timeline | None = None,
 ) -> asyncio.Future[dict[str, np.ndarray]]:
     """Queue a request whose inputs `check_inputs` has passed; the future's result is the named output arrays.
 
     outputs: requested names, none for the ordinary ones. timeout: seconds, at most the server's own limit, which holds
-    without one. priority: 0 is highest. Cancel the future when the caller has gone.
+    without one. priority: 0 is highest. timeline: where the work is noted. Cancel the future when the caller has gone.
     """
     names = check_outputs(model, outputs)
     longest = service.settings.request_timeout
     limit = min(timeout or longest, longest)
-    return service.scheduler.submit(model, inputs, names, timeout=limit, priority=priority)
+    runs = None if timeline is None else timeline.queue()
+    return service.scheduler.submit(model, inputs, names, timeout=limit, priority=priority, runs=runs)
 
 
 def fault(inputs: Mapping[str, np.ndarray], error: InferenceFailed) -> InferenceFailed | InvalidRequest:

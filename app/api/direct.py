@@ -24,6 +24,7 @@ from app.journal import REQUEST_ID
 from app.readers.byte_budget import SMALL
 from app.readers.offload import INLINE_BYTES
 from app.service import Service
+from app.timeline import Timeline
 
 LONGEST_LENGTH = len(str(INLINE_BYTES))
 NOT_PLAIN = frozenset({b"content-encoding", b"transfer-encoding", b"expect"})
@@ -74,7 +75,11 @@ class DirectInference:
                 let_in = admit(self._service.keys, headers, "inference")
             except KronserveError:
                 return None  # the gate before the application finds the same, and answers
-        return _Inference(self, self._service, route, header_length, accept_encoding, timeout, let_in, request_id)
+        tracing = self._service.tracing
+        timeline = None if tracing is None else tracing.begin(headers)
+        return _Inference(
+            self, self._service, route, header_length, accept_encoding, timeout, let_in, request_id, timeline
+        )
 
     def later(self, work: Coroutine[None, None, None]) -> None:
         """Run what must be awaited, and hold it until it ends."""
@@ -101,6 +106,7 @@ class _Inference:
         "_route",
         "_service",
         "_started",
+        "_timeline",
         "_timeout",
     )
     _exchange: DirectExchange
@@ -118,11 +124,12 @@ class _Inference:
         timeout: bytes | None,
         let_in: Pass | None,
         request_id: bytes | None,
+        timeline: Timeline | None,
     ) -> None:
         self._handler, self._service, self._route, self._held = handler, service, route, 0
         self._header_length, self._accept_encoding, self._timeout = header_length, accept_encoding, timeout
         self._let_in, self._request_id = let_in, service.journal.request_id(request_id)
-        self._started = time.perf_counter()
+        self._started, self._timeline = time.perf_counter(), timeline
         self._future: Future | None = None
 
     def arrived(self, exchange: DirectExchange) -> None:
@@ -153,12 +160,16 @@ class _Inference:
     def begin(self, exchange: DirectExchange) -> None:
         """Decode and queue the request."""
         self._exchange = exchange
-        service = self._service
+        service, timeline = self._service, self._timeline
         try:
             self._model = model = service.repository.get(self._route["model"], self._route.get("version"))
+            if timeline is not None:
+                timeline.model = model
             service.scheduler.check_room(model)
+            if timeline is not None:
+                timeline.decode()
             self._request, self._inputs = decode(exchange.body, self._header_length, model)
-            self._future = submit(service, model, self._request, self._inputs, self._timeout)
+            self._future = submit(service, model, self._request, self._inputs, self._timeout, timeline)
         except Exception as error:
             self._fail(error)
         else:
@@ -170,6 +181,8 @@ class _Inference:
             return
         try:
             results = future.result()
+            if self._timeline is not None:
+                self._timeline.encode()
             if self._accept_encoding is None and pack_inline(self._request, results):
                 self._respond(Answer(*encode_response(self._model, self._request, results)))
             else:
@@ -211,4 +224,9 @@ class _Inference:
         status = CLIENT_LEFT if status is None else status
         seconds = time.perf_counter() - self._started
         self._service.metrics.answered(INFER_ROUTE.path, status, seconds)
-        self._service.journal.answered("http", INFER_ROUTE.path, status, seconds, self._request_id)
+        trace = None
+        if self._timeline is not None and self._service.tracing is not None:
+            trace = self._service.tracing.answered_http(
+                self._timeline, "POST", self._service.scheme, INFER_ROUTE.path, status
+            )
+        self._service.journal.answered("http", INFER_ROUTE.path, status, seconds, self._request_id, trace)

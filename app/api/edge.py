@@ -1,4 +1,4 @@
-"""The outermost ASGI layer: counts and times every answer, and lets early answers reach clients that still send.
+"""The outermost ASGI layer: counts, times and traces answers, and lets early ones reach clients that still send.
 
 It adds the headers that every answer has, unless the answer has its own.
 
@@ -19,9 +19,14 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.answers import CLIENT_LEFT
+from app.api.gate import OPEN
 from app.journal import REQUEST_ID
 from app.security_headers import security_headers
 from app.service import Service
+from app.timeline import attach
+
+UNTRACED = OPEN | {"/metrics"}
+"""Probes and scrapes, which would be most of the traces of a service at rest."""
 
 LINGER_SECONDS = 10.0
 """Longest time that the rest of an upload is read and dropped."""
@@ -42,6 +47,10 @@ class Edge:
         journal = self._service.journal
         given = next((value for name, value in scope["headers"] if name == REQUEST_ID), None)
         request_id = journal.request_id(given)
+        tracing = None if scope["path"] in UNTRACED else self._service.tracing
+        timeline = None if tracing is None else tracing.begin(scope["headers"])
+        if timeline is not None:
+            attach(scope, timeline)
         status = CLIENT_LEFT
         unread = True
 
@@ -79,7 +88,11 @@ class Edge:
             template = getattr(route, "path", "unmatched")
             seconds = time.perf_counter() - started
             self._service.metrics.answered(template, status, seconds)
-            journal.answered("http", template, status, seconds, request_id)
+            trace = None
+            if timeline is not None and tracing is not None:
+                known = None if route is None else template
+                trace = tracing.answered_http(timeline, scope["method"], self._service.scheme, known, status)
+            journal.answered("http", template, status, seconds, request_id, trace)
 
 
 async def _drop_rest(receive: Receive, unread: Callable[[], bool]) -> None:

@@ -25,6 +25,7 @@ from app.readers.regularity import Report, settle
 from app.service import Service
 from app.tasks import forecasting
 from app.tasks.intervals import parse_probabilities
+from app.timeline import note_decoding, note_model
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 _RECORDS = {
@@ -124,12 +125,14 @@ async def forecast(
     """
     service: Service = request.app.state.service
     loaded = service.repository.get(model, request.path_params.get("version"))
+    note_model(request.scope, loaded)
     spec = require_task(loaded, Forecasting, "does not forecast")
     probabilities = parse_probabilities(quantiles, level)
     media_type = choose(", ".join(request.headers.getlist("accept")), (JSON, CSV, NPY))
     with service.body_budget.lease() as lease:
         uploads = await read_uploads(request, service.settings, lease)
         service.scheduler.check_room(loaded)
+        note_decoding(request.scope)
         if len(uploads) > 1:
             raise InvalidRequest("one series a request; the form has several files", field="file")
         upload = uploads[0]

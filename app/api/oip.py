@@ -28,6 +28,7 @@ from app.readers.byte_budget import Lease
 from app.readers.offload import INLINE_BYTES, offload
 from app.service import Service
 from app.tasks.tensors import check_inputs
+from app.timeline import Timeline, note_decoding, note_model, timeline_of
 
 INLINE_COMPRESS_BYTES = 1 << 15
 """Answers up to this size are compressed in the event loop; zlib takes about 10 ns a byte and releases the GIL."""
@@ -217,7 +218,7 @@ class InferFirst:
         try:
             lease = Lease(self._service.body_budget)
             try:  # not `with`: this is the path of every small request, which holds nothing
-                answer = await _infer(self._service, parameters, scope["headers"], receive, lease)
+                answer = await _infer(self._service, parameters, scope, receive, lease)
             finally:
                 if lease.held:
                     lease.settle(0)
@@ -255,11 +256,10 @@ async def _send(answer: Answer, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"".join(answer.pieces)})
 
 
-async def _infer(
-    service: Service, parameters: dict[str, str], headers: list[tuple[bytes, bytes]], receive: Receive, lease: Lease
-) -> Answer:
-    settings = service.settings
+async def _infer(service: Service, parameters: dict[str, str], scope: Scope, receive: Receive, lease: Lease) -> Answer:
+    settings, headers, timeline = service.settings, scope["headers"], timeline_of(scope)
     model = service.repository.get(parameters["model"], parameters.get("version"))
+    note_model(scope, model)
     header_length = accept_encoding = timeout_header = None
     for name, value in headers:
         if name == JSON_HEADER_LENGTH:
@@ -276,12 +276,15 @@ async def _infer(
         decoded_limit = MAX_JSON_BYTES
     body = await read_body(receive, headers, settings.max_body_bytes, decoded_limit, lease)
     service.scheduler.check_room(model)
+    note_decoding(scope)
     request, inputs = await offload(len(body), partial(decode, body, header_length, model))
-    future = submit(service, model, request, inputs, timeout_header)
+    future = submit(service, model, request, inputs, timeout_header, timeline)
     try:
         results = await answer_or_disconnect(future, receive)
     except InferenceFailed as error:
         raise dataplane.fault(inputs, error) from error
+    if timeline is not None:
+        timeline.encode()
     return await pack(model, request, results, accept_encoding, settings.compress_from)
 
 
@@ -299,11 +302,14 @@ def submit(
     request: InferRequest,
     inputs: dict[str, np.ndarray],
     timeout_header: bytes | None,
+    timeline: Timeline | None,
 ) -> asyncio.Future[dict[str, np.ndarray]]:
     """Queue a decoded request, as `dataplane.submit` does, with the shorter of its two time limits."""
     outputs = [output.name for output in request.outputs]
     timeout = deadline.earliest(request.timeout, deadline.seconds(timeout_header))
-    return dataplane.submit(service, model, inputs, outputs, timeout=timeout, priority=request.priority)
+    return dataplane.submit(
+        service, model, inputs, outputs, timeout=timeout, priority=request.priority, timeline=timeline
+    )
 
 
 def pack_inline(request: InferRequest, results: dict[str, np.ndarray]) -> bool:

@@ -12,6 +12,7 @@ from app.api import dataplane, deadline
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
 from app.service import Service
+from app.timeline import timeline_of
 
 
 async def run_all(
@@ -26,13 +27,17 @@ async def run_all(
     The route has `deadline.arm` among its dependencies. When one batch is refused or fails, or the client leaves, the
     others are withdrawn. Raises what `dataplane.submit` and its futures do, and ClientDisconnect.
     """
-    timeout = deadline.remaining(request)
+    timeout, timeline = deadline.remaining(request), timeline_of(request.scope)
     futures: list[asyncio.Future[dict[str, np.ndarray]]] = []
     try:
         for inputs in batches:
-            futures.append(dataplane.submit(service, model, inputs, outputs, timeout=timeout))  # noqa: PERF401
-        return await answer_or_disconnect(asyncio.gather(*futures), request.receive)
+            future = dataplane.submit(service, model, inputs, outputs, timeout=timeout, timeline=timeline)
+            futures.append(future)
+        answers = await answer_or_disconnect(asyncio.gather(*futures), request.receive)
     except BaseException:
         for future in futures:
             future.cancel()
         raise
+    if timeline is not None:
+        timeline.encode()
+    return answers

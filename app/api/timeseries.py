@@ -35,6 +35,7 @@ from app.readers.table import check_size
 from app.service import Service
 from app.tasks import forecasting
 from app.tasks.intervals import parse_probabilities
+from app.timeline import note_decoding, note_model
 
 JSON = "application/json"
 MAX_BYTES = 16 << 20
@@ -164,6 +165,7 @@ def install(app: FastAPI, service: Service) -> None:
             body = await read_body(
                 request, request.scope["headers"], min(MAX_BYTES, service.settings.max_body_bytes), MAX_BYTES, lease
             )
+            note_decoding(request.scope)
             asked = await offload_with("pandas", len(body), lambda: _parsed(bytes(body)))
             document = await _answer(service, request, asked, len(body))
         return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
@@ -190,6 +192,7 @@ def _parsed(body: bytes) -> ForecastRequest:
 
 async def _answer(service: Service, request: Request, asked: ForecastRequest, size: int) -> dict[str, Any]:
     model = service.repository.get(asked.model, None)
+    note_model(request.scope, model)
     spec = require_task(model, Forecasting, "does not forecast")
     horizon = asked.options.horizon
     probabilities = parse_probabilities([str(one) for one in asked.options.quantiles or ()], None)

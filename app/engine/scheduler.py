@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, prod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from app.engine.queueing import Batch, Entry, Slice, WaitingLine
 from app.errors import DeadlineExceeded, DeviceFailed, InferenceFailed, KronserveError, Unavailable
 
 logger = logging.getLogger(__name__)
+
+MOST_RUNS = 64
+"""Batches of one request that are noted for its caller."""
 
 Tensor = np.ndarray
 Tensors = dict[str, Tensor]
@@ -57,6 +60,18 @@ class Runnable(Protocol):
         """Run one batch. Raises InferenceFailed, or DeviceFailed when the device cannot be used again."""
 
 
+class BatchRun(NamedTuple):
+    """A batch that a request was in: when it ran, by the scheduler's clock, and the rows of all that were in it.
+
+    failed: whether the request failed in it.
+    """
+
+    start: float
+    end: float
+    rows: int
+    failed: bool
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One submitted request: its tensors, where its rows go, and the future that its caller awaits."""
@@ -69,6 +84,8 @@ class Request:
     """Finished slices by their first row."""
     rows_left: int = 0
     """Rows without a result yet, of a request that runs in several slices."""
+    runs: list[BatchRun] | None = None
+    """Where the caller wants its batches noted."""
 
 
 @dataclass(slots=True)
@@ -200,11 +217,13 @@ class Scheduler:
         *,
         timeout: float = inf,
         priority: int = 0,
+        runs: list[BatchRun] | None = None,
     ) -> asyncio.Future[Tensors]:
         """Queue one validated request; from the event loop only. Cancel the future when its caller has gone.
 
         inputs: every input of the model; with a batch axis, all of the same number of rows (0 is legal).
         outputs: names of the wanted outputs. timeout: seconds that it may wait in the queue. priority: lower is first.
+        runs: the batches that it was in are added here, the first `MOST_RUNS`, before the future ends.
         Raises Overloaded (queue full), Unavailable (shutting down), DeviceFailed. The future may end with
         DeadlineExceeded, InferenceFailed, DeviceFailed or Unavailable.
         """
@@ -220,7 +239,7 @@ class Scheduler:
             lane: Hashable = (tuple(outputs), *shapes)
         else:
             rows, width, lane = 1, sum(tensor.size for tensor in inputs.values()), object()
-        request = Request(inputs, tuple(outputs), self._loop.create_future(), rows_left=rows)
+        request = Request(inputs, tuple(outputs), self._loop.create_future(), rows_left=rows, runs=runs)
         entry = Entry(
             model=model,
             lane=lane,
@@ -376,6 +395,11 @@ class Scheduler:
         times.whole = self._clock() - started
         with self._condition:
             self._line.done(batch, times.whole, measured=clean)
+        guilty = set() if clean else {part.entry for part, result in finished if isinstance(result, KronserveError)}
+        for part in batch.slices:
+            runs = part.entry.payload.runs
+            if runs is not None and len(runs) < MOST_RUNS:
+                runs.append(BatchRun(started, started + times.whole, batch.rows, part.entry in guilty))
         waited = [started - part.entry.arrived for part in batch.slices if part.start == 0]
         for observer in self._observers:
             try:

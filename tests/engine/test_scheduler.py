@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.engine.scheduler import BatchTimes, Runnable, Scheduler
+from app.engine.scheduler import BatchRun, BatchTimes, Runnable, Scheduler
 from app.errors import DeadlineExceeded, DeviceFailed, InferenceFailed, KronserveError, Overloaded, Unavailable
 from tests.engine.fakes import FATAL, POISON, DoublingModel, DyingModel
 
@@ -241,6 +241,29 @@ def test_every_request_ends_exactly_once(requests: list[tuple], executors: int, 
         assert (scheduler.queued, scheduler.running) == (0, 0)
 
     asyncio.run(scenario())
+
+
+async def test_a_request_s_batches_are_noted_before_it_ends_where_that_is_asked_for():
+    model = DoublingModel(batch_limit=4)
+    async with running(model, executors=1) as scheduler:
+        first = await blocked(scheduler, model)
+        sliced: list[BatchRun] = []
+        guilty: list[BatchRun] = []
+        innocent: list[BatchRun] = []
+        futures = [
+            scheduler.submit(model, rows(*range(9)), ["y"], runs=sliced),
+            scheduler.submit(model, rows(1), ["y"]),
+            scheduler.submit(model, rows(POISON), ["y"], runs=guilty),
+            scheduler.submit(model, rows(2), ["y"], runs=innocent),
+        ]
+        model.gate.set()
+        await asyncio.gather(first, *futures, return_exceptions=True)
+    # Nine rows are three batches; what else was in each counts too.
+    assert len(sliced) == 3
+    assert all(1 <= run.rows <= 4 and run.start <= run.end for run in sliced)
+    assert [run.start for run in sliced] == sorted(run.start for run in sliced)
+    assert sum(run.rows for run in sliced) >= 9
+    assert [run.failed for run in (*sliced, *guilty, *innocent)] == [False, False, False, True, False]
 
 
 async def test_observers_hear_of_every_ending_once():

@@ -31,6 +31,7 @@ from app.readers.byte_budget import SMALL
 from app.readers.offload import INLINE_BYTES, offload
 from app.service import Service
 from app.tasks.tensors import check_inputs
+from app.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ Context = Any
 """grpc.aio.ServicerContext; grpcio has no type information."""
 
 Request = TypeVar("Request", bound=Message)
-Method = Callable[[Service, bytes, Context], Awaitable[bytes]]
+Method = Callable[[Service, bytes, Context, Timeline | None], Awaitable[bytes]]
 
 
 class Calls:
@@ -67,14 +68,16 @@ class Calls:
             started = time.perf_counter()
             self.began += 1
             code = grpc.StatusCode.OK
+            tracing = None if scope is None else service.tracing
+            timeline = None if tracing is None else tracing.begin(_headers(context))
             try:
                 if self.leaving:
                     raise Unavailable("the server is shutting down")
                 if service.keys is None or scope is None:
-                    return await method(service, body, context)
+                    return await method(service, body, context, timeline)
                 let_in = service.keys.admit(_presented(context), scope)
                 try:
-                    return await method(service, body, context)
+                    return await method(service, body, context, timeline)
                 finally:
                     let_in.leave()
             except KronserveError as error:
@@ -88,10 +91,13 @@ class Calls:
             finally:
                 seconds = time.perf_counter() - started
                 service.metrics.called(name, code.name, seconds)
+                trace = None
+                if timeline is not None and tracing is not None:
+                    trace = tracing.answered_rpc(timeline, f"{SERVICE_NAME}/{name}", code.name)
                 if not service.journal.silent:
                     given = _metadata(context, REQUEST_ID.decode())
                     request_id = service.journal.request_id(given[0].encode() if len(given) == 1 else None)
-                    service.journal.answered("grpc", name, code.name, seconds, request_id)
+                    service.journal.answered("grpc", name, code.name, seconds, request_id, trace)
             failure.__traceback__ = None  # it would hold the message until the next garbage collection
             await context.abort(code, failure.message[:LONGEST_MESSAGE], trailing_metadata(failure))
             raise AssertionError("abort raises")
@@ -99,16 +105,18 @@ class Calls:
         return answer
 
 
-async def _infer(service: Service, body: bytes, context: Context) -> bytes:
+async def _infer(service: Service, body: bytes, context: Context, timeline: Timeline | None) -> bytes:
     if len(body) <= SMALL:
-        return await _run(service, body, context)
+        return await _run(service, body, context, timeline)
     with service.body_budget.lease() as lease:
         await lease.take(len(body))
-        return await _run(service, body, context)
+        return await _run(service, body, context, timeline)
 
 
-async def _run(service: Service, body: bytes, context: Context) -> bytes:
-    model, call, inputs = await offload(len(body), lambda: _decode(service, body))
+async def _run(service: Service, body: bytes, context: Context, timeline: Timeline | None) -> bytes:
+    if timeline is not None:
+        timeline.decode()
+    model, call, inputs = await offload(len(body), lambda: _decode(service, body, timeline))
     timeout, remaining = call.timeout, context.time_remaining()
     if remaining is not None:
         if remaining <= 0:
@@ -116,17 +124,25 @@ async def _run(service: Service, body: bytes, context: Context) -> bytes:
         timeout = min(timeout or remaining, remaining)
     # A call that its client gives up is cancelled here, and the request with it.
     try:
-        results = await dataplane.submit(service, model, inputs, call.outputs, timeout=timeout, priority=call.priority)
+        results = await dataplane.submit(
+            service, model, inputs, call.outputs, timeout=timeout, priority=call.priority, timeline=timeline
+        )
     except InferenceFailed as error:
         raise dataplane.fault(inputs, error) from error
+    if timeline is not None:
+        timeline.encode()
     inline = OFFLOAD_CLASSES_BYTES if any(call.outputs.values()) else INLINE_BYTES
     size = sum(tensor.nbytes for tensor in results.values())
     return await offload(size, lambda: _encode(model, call, results), inline)
 
 
-def _decode(service: Service, body: bytes) -> tuple[Model, codec.InferCall, dict[str, np.ndarray]]:
+def _decode(
+    service: Service, body: bytes, timeline: Timeline | None
+) -> tuple[Model, codec.InferCall, dict[str, np.ndarray]]:
     request = _parse(pb.ModelInferRequest, body)
     model = service.repository.get(request.model_name, request.model_version or None)
+    if timeline is not None:
+        timeline.model = model
     call = codec.decode(request, model)
     return model, call, check_inputs(model, call.tensors)
 
@@ -135,17 +151,17 @@ def _encode(model: Model, call: codec.InferCall, results: Mapping[str, np.ndarra
     return bytes(codec.encode(model, call, results).SerializeToString())
 
 
-async def _server_live(service: Service, body: bytes, _: Context) -> bytes:
+async def _server_live(service: Service, body: bytes, *_: object) -> bytes:
     _parse(pb.ServerLiveRequest, body)
     return _serialised(pb.ServerLiveResponse(live=service.live))
 
 
-async def _server_ready(service: Service, body: bytes, _: Context) -> bytes:
+async def _server_ready(service: Service, body: bytes, *_: object) -> bytes:
     _parse(pb.ServerReadyRequest, body)
     return _serialised(pb.ServerReadyResponse(ready=service.ready))
 
 
-async def _model_ready(service: Service, body: bytes, _: Context) -> bytes:
+async def _model_ready(service: Service, body: bytes, *_: object) -> bytes:
     request = _parse(pb.ModelReadyRequest, body)
     try:
         service.repository.get(request.name, request.version or None)
@@ -154,44 +170,44 @@ async def _model_ready(service: Service, body: bytes, _: Context) -> bytes:
     return _serialised(pb.ModelReadyResponse(ready=True))
 
 
-async def _server_metadata(_: Service, body: bytes, __: Context) -> bytes:
+async def _server_metadata(_: Service, body: bytes, *__: object) -> bytes:
     _parse(pb.ServerMetadataRequest, body)
     return _serialised(ParseDict(dataplane.server_metadata(), pb.ServerMetadataResponse()))
 
 
-async def _model_metadata(service: Service, body: bytes, _: Context) -> bytes:
+async def _model_metadata(service: Service, body: bytes, *_: object) -> bytes:
     request = _parse(pb.ModelMetadataRequest, body)
     described = dataplane.model_metadata(service, request.name, request.version or None)
     # The message has no place for `parameters`.
     return _serialised(ParseDict(described, pb.ModelMetadataResponse(), ignore_unknown_fields=True))
 
 
-async def _model_config(service: Service, body: bytes, _: Context) -> bytes:
+async def _model_config(service: Service, body: bytes, *_: object) -> bytes:
     request = _parse(pb.ModelConfigRequest, body)
     config = model_config(service.repository.get(request.name, request.version or None))
     return _serialised(ParseDict({"config": config}, pb.ModelConfigResponse()))
 
 
-async def _statistics(service: Service, body: bytes, _: Context) -> bytes:
+async def _statistics(service: Service, body: bytes, *_: object) -> bytes:
     request = _parse(pb.ModelStatisticsRequest, body)
     counted = model_control.statistics(service, request.name or None, request.version or None)
     return _serialised(ParseDict(counted, pb.ModelStatisticsResponse()))
 
 
-async def _repository_index(service: Service, body: bytes, _: Context) -> bytes:
+async def _repository_index(service: Service, body: bytes, *_: object) -> bytes:
     request = _parse(pb.RepositoryIndexRequest, body)
     rows = await model_control.index(service, ready=request.ready)
     return _serialised(ParseDict({"models": [asdict(row) for row in rows]}, pb.RepositoryIndexResponse()))
 
 
-async def _load(service: Service, body: bytes, _: Context) -> bytes:
+async def _load(service: Service, body: bytes, *_: object) -> bytes:
     request = _parse(pb.RepositoryModelLoadRequest, body)
     name = request.model_name or request.repository_name
     await model_control.load(service, name, request.parameters)
     return _serialised(pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True))
 
 
-async def _unload(service: Service, body: bytes, _: Context) -> bytes:
+async def _unload(service: Service, body: bytes, *_: object) -> bytes:
     request = _parse(pb.RepositoryModelUnloadRequest, body)
     name = request.model_name or request.repository_name
     await model_control.unload(service, name, request.parameters)
@@ -229,6 +245,13 @@ def _presented(context: Context) -> str | None:
 
 def _metadata(context: Context, key: str) -> list[str]:
     return [value for name, value in context.invocation_metadata() or () if name == key]
+
+
+def _headers(context: Context) -> list[tuple[bytes, bytes]]:
+    """The call's metadata that is text."""
+    return [
+        (name.encode(), value.encode()) for name, value in context.invocation_metadata() or () if isinstance(value, str)
+    ]
 
 
 def _parse(kind: type[Request], body: bytes) -> Request:
