@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.engine.scheduler import BatchRun, Runnable
 
 LONGEST = 64
-"""Most pieces of work of one request that are noted, and most batches of each."""
+"""Most pieces of work of one request that are noted."""
 
 _KEY = "kronserve.timeline"
 """Where an ASGI scope has it."""
@@ -35,16 +35,23 @@ class Phase(NamedTuple):
 
 @dataclass(slots=True)
 class Timeline:
-    """One request. `parent`: the caller's trace, for `app.tracing` alone to look into."""
+    """One request. parent: the caller's trace, for `app.tracing` alone to look into. model: name and version.
+
+    It may outlive the request in an idle connection, so it holds nothing large.
+    """
 
     parent: Any
     began: float = field(default_factory=time.monotonic)
     began_ns: int = field(default_factory=time.time_ns)
     """The same moment since 1970, nanoseconds."""
-    model: Runnable | None = None
+    model: tuple[str, str] | None = None
     decoding: float | None = None
     encoding: float | None = None
     _work: list[tuple[float, list[BatchRun]]] = field(default_factory=list)
+
+    def belongs_to(self, model: Runnable) -> None:
+        """The request is for this model."""
+        self.model = model.name, model.version
 
     def decode(self) -> None:
         """The request is here, and is decoded from now on."""
@@ -52,6 +59,7 @@ class Timeline:
 
     def queue(self) -> list[BatchRun] | None:
         """A piece of work is queued now; the scheduler adds each batch that it is in to the list."""
+        self.encoding = None
         if len(self._work) >= LONGEST:
             return None
         runs: list[BatchRun] = []
@@ -93,7 +101,7 @@ def timeline_of(scope: MutableMapping[str, Any]) -> Timeline | None:
 def note_model(scope: MutableMapping[str, Any], model: Runnable) -> None:
     """An ASGI request is for this model."""
     if (timeline := timeline_of(scope)) is not None:
-        timeline.model = model
+        timeline.belongs_to(model)
 
 
 def note_decoding(scope: MutableMapping[str, Any]) -> None:

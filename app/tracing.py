@@ -67,8 +67,9 @@ class Tracing:
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("kronserve", version("kronserve"))
-        # One line for each batch that is lost is enough, without those about every further try.
-        logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").setLevel(logging.ERROR)
+        # Its warnings are about what callers send in their headers, and about each further try to reach the collector.
+        logging.getLogger("opentelemetry").setLevel(logging.ERROR)
+        logging.getLogger("opentelemetry.sdk").setLevel(logging.WARNING)
 
     def begin(self, headers: Headers) -> Timeline:
         """The timeline of a request that begins now. headers: HTTP's or gRPC's, names in lower case."""
@@ -111,10 +112,9 @@ class Tracing:
     def _spans(
         self, timeline: Timeline, name: str, attributes: Mapping[str, str | int], error: str | None, *, fault: bool
     ) -> TraceIds | None:
-        model = timeline.model
         of_model: dict[str, str | int] = {}
-        if model is not None:
-            of_model = {"kronserve.model.name": model.name, "kronserve.model.version": model.version}
+        if timeline.model is not None:
+            of_model = dict(zip(("kronserve.model.name", "kronserve.model.version"), timeline.model, strict=True))
         phases = list(timeline.phases())
         ended = next(iter([phase for phase in phases if phase.failed] or phases[-1:]), None)
         at = timeline.nanoseconds

@@ -164,7 +164,7 @@ class _Inference:
         try:
             self._model = model = service.repository.get(self._route["model"], self._route.get("version"))
             if timeline is not None:
-                timeline.model = model
+                timeline.belongs_to(model)
             service.scheduler.check_room(model)
             if timeline is not None:
                 timeline.decode()

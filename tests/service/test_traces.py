@@ -182,6 +182,18 @@ def test_every_way_in_is_joined_to_the_caller_and_nests(traced: Server, collecto
     assert not any(failed(span) for span in (server, *children))
 
 
+def test_each_pass_of_a_long_forecast_waits_and_runs(traced: Server, collector: Collector):
+    caller = Caller()
+    described = httpx.get(f"{traced.url}/v2/models/hot-etth1", headers=caller.headers).json()
+    caller = Caller()
+    path = f"/v1/models/hot-etth1/forecast?horizon={described['parameters']['task']['horizon'] + 1}"
+    assert post(traced, caller, path, table(), **{"Content-Type": "text/csv"}).status_code == 200
+    _, children = caller.spans(collector)
+    assert [child.name for child in children] == ["decode", "queue", "compute", "queue", "compute", "encode"]
+    ends = [child.end_time_unix_nano for child in children[:-1]]
+    assert all(end - 1 <= child.start_time_unix_nano for end, child in zip(ends, children[1:], strict=True))
+
+
 def test_the_resource_is_this_service_and_what_the_variables_add(traced: Server, collector: Collector):
     caller = Caller()
     whole(traced, caller)
@@ -219,13 +231,17 @@ def test_the_line_of_a_request_names_its_span(traced: Server, collector: Collect
         assert line["request_id"]
 
 
-@pytest.mark.parametrize("given", [None, "00-nothing", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "ff-" + "1" * 52])
+NO_PARENTS = [None, "00-nothing", f"00-{'0' * 32}-{'1' * 16}-01", f"ff-{'1' * 52}", "0" * 10_000, "\xff"]
+
+
+@pytest.mark.parametrize("given", NO_PARENTS)
 def test_without_a_valid_parent_a_trace_begins_here(traced: Server, collector: Collector, given: str | None):
     name = secrets.token_hex(8)
     headers = {"Authorization": f"Bearer {SECRET}", "X-Request-Id": name}
     if given is not None:
-        headers["traceparent"] = given
-    assert httpx.post(traced.url + INFER, content=BODY, headers=headers).status_code == 200
+        headers |= {"traceparent": given, "tracestate": given, "baggage": given}
+    raw = [(header, value.encode("latin-1")) for header, value in headers.items()]
+    assert httpx.post(traced.url + INFER, content=BODY, headers=raw).status_code == 200
 
     def line() -> dict[str, Any]:
         found = [json.loads(line) for line in traced.log.read_text().splitlines() if name in line]
@@ -234,6 +250,7 @@ def test_without_a_valid_parent_a_trace_begins_here(traced: Server, collector: C
     patiently(lambda: "trace_id" in line())
     patiently(lambda: len(collector.spans(line()["trace_id"])) == 1 + len(PHASES))
     assert collector.spans(line()["trace_id"])[0].parent_span_id == b""
+    assert "traceparent" not in traced.log.read_text()  # what strangers send would fill the log
 
 
 CHUNKED = pytest.mark.parametrize("pieces", [False, True], ids=["whole", "in chunks"])

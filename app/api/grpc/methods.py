@@ -142,7 +142,7 @@ def _decode(
     request = _parse(pb.ModelInferRequest, body)
     model = service.repository.get(request.model_name, request.model_version or None)
     if timeline is not None:
-        timeline.model = model
+        timeline.belongs_to(model)
     call = codec.decode(request, model)
     return model, call, check_inputs(model, call.tensors)
 
