@@ -6,8 +6,6 @@ import hashlib
 import json
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from app import configuration
+from app.main import create_app
+from app.settings import Settings
 from tests.service.conftest import write_add_model
 from tests.service.process import Server, serving
 
@@ -183,20 +184,18 @@ def test_a_page_reads_errors_too_and_strangers_nothing(allowing: Server):
     assert "access-control-allow-origin" not in stranger.headers
 
 
-def test_every_origin_when_told_so(tmp_path: Path):
-    write_add_model(tmp_path / "repository" / "add" / "1")
-    with serving(tmp_path / "repository", tmp_path / "log", "--cors-origins", "*") as server:
-        for answer in (
-            preflight(server, INFER),
-            httpx.post(server.url + INFER, content=BODY, headers={"Origin": PAGE}),
-        ):
+async def test_every_origin_when_told_so(tmp_path: Path):
+    transport = httpx.ASGITransport(app=create_app(Settings(repository=tmp_path, cors_origins="*")))
+    async with httpx.AsyncClient(transport=transport, base_url="http://kronserve") as client:
+        asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+        for answer in (await client.options(INFER, headers=asked), await client.get("/v2", headers={"Origin": PAGE})):
             assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*")
             assert "access-control-allow-credentials" not in answer.headers
 
 
 @pytest.mark.parametrize("listed", ["app.example.org", f"{PAGE}/", f"*,{PAGE}", "https://App.example.org", "null"])
-def test_what_no_browser_sends_as_an_origin_stops_the_start(tmp_path: Path, listed: str):
-    command = [str(Path(sys.executable).with_name("kronserve")), "config", "--cors-origins", listed]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
-    assert result.returncode == 2
-    assert "--cors-origins (KRONSERVE_CORS_ORIGINS)" in result.stderr
+def test_what_no_browser_sends_as_an_origin_stops_the_start(listed: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ending:
+        configuration.config(["--cors-origins", listed])
+    assert ending.value.code == 2
+    assert "--cors-origins (KRONSERVE_CORS_ORIGINS)" in capsys.readouterr().err

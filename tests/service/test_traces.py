@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import socket
@@ -23,6 +22,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub as Stub
 
+from app.main import create_app
+from app.settings import Settings
 from tests.service.conftest import write_add_model
 from tests.service.otlp_collector import Collector, collecting, failed, values
 from tests.service.process import Server, patiently, serving
@@ -365,23 +366,18 @@ def test_without_a_collector_everything_is_answered_and_the_end_is_clean(
             assert "the last spans could not be sent" in server.log.read_text()
 
 
-def refused(tmp_path: Path, before: str, **variables: str) -> str:
-    write_add_model(tmp_path / "repository" / "add" / "1")
-    code = f"import sys; {before}; from app.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "serve", "--repository", str(tmp_path / "repository"), "--port", "0"]
-    result = subprocess.run(
-        [*command, "--traces", "true"], capture_output=True, text=True, timeout=60, env=os.environ | variables
-    )
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
-    return result.stderr
-
-
 def test_without_the_extra_the_start_stops_and_names_it(tmp_path: Path):
-    said = refused(tmp_path, "sys.modules['opentelemetry.sdk'] = None")
-    assert "--traces (KRONSERVE_TRACES) needs opentelemetry.sdk" in said
-    assert "kronserve[otel]" in said
+    missing = "import sys; sys.modules['opentelemetry.sdk'] = None"
+    code = f"{missing}; from app.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "serve", "--repository", str(tmp_path), "--port", "0", "--traces", "true"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert "--traces (KRONSERVE_TRACES) needs opentelemetry.sdk" in result.stderr
+    assert "kronserve[otel]" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_another_protocol_than_there_is_stops_the_start(tmp_path: Path):
-    assert "OTEL_EXPORTER_OTLP_PROTOCOL" in refused(tmp_path, "pass", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+def test_another_protocol_than_there_is_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with pytest.raises(ValueError, match=r"KRONSERVE_TRACES.*OTEL_EXPORTER_OTLP_PROTOCOL is 'grpc'"):
+        create_app(Settings(repository=tmp_path, traces=True))
