@@ -51,7 +51,7 @@ def main() -> int:
         f"-max_total_time={arguments.seconds}",
         f"-rss_limit_mb={arguments.memory}",
         f"-seed={arguments.seed}",
-        "-timeout=10",
+        f"-timeout={120 if target.starts_process else 10}",
         "-max_len=4096",
         f"-artifact_prefix={findings}/{arguments.target}-",
         "-print_final_stats=1",

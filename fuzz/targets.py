@@ -11,14 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pydicom
+import pydicom.encaps
+from pydicom.dataset import Dataset, FileMetaDataset
 
 from app.errors import KronserveError
 from app.readers.bounded import gunzip, inflate, inflate_raw, unzip_members
+from app.readers.columnar import read_columnar
 from app.readers.dates import NotADate, parse_dates
-from app.readers.formats import Format, read_series
+from app.readers.dicom_jpeg import packed, unpacked
+from app.readers.dicom_jpeg_process import check_frame
+from app.readers.formats import EVERYTHING, Format, read_series
 from app.readers.multipart import read_parts
 from app.readers.numeric_json import read_document
 from app.readers.regularity import settle
+from app.readers.table import MAX_TEXT
 from app.readers.volumes import read_json_volume, read_volume
 
 LIMIT = 1 << 16
@@ -31,6 +38,8 @@ class Target:
 
     run: Callable[[bytes], None]
     seeds: tuple[bytes, ...]
+    starts_process: bool = False
+    """Every input takes a good part of a second."""
 
 
 def _allowing(read: Callable[[bytes], Any]) -> Callable[[bytes], None]:
@@ -67,6 +76,67 @@ def _form(data: bytes) -> None:
     read_parts(data, "multipart/form-data; boundary=b")
 
 
+def _columns(kind: str) -> Callable[[bytes], None]:
+    """What the process that reads tables does, but for its end."""
+    from app.readers.columnar_process import columns_of, use_little
+
+    use_little()
+
+    def read(data: bytes) -> None:
+        with contextlib.suppress(MemoryError):
+            said, arrays = columns_of(data, kind, LIMIT, EVERYTHING)
+            assert arrays["values"].shape[0] == len(said["names"])
+            assert sum(array.nbytes for array in arrays.values()) < MAX_TEXT * LIMIT
+
+    return _allowing(read)
+
+
+def _process(data: bytes) -> None:
+    """A process of its own for each input: it may die of it, and that is a refusal."""
+    kind, content = data[:1], data[1:]
+    if kind in (b"0", b"1"):
+        read_columnar(content, "parquet" if kind == b"0" else "arrow", EVERYTHING, LIMIT)
+    elif content:
+        syntax = {b"2": pydicom.uid.JPEGLosslessSV1, b"3": pydicom.uid.JPEG2000Lossless}
+        one = Dataset()
+        one.file_meta = FileMetaDataset()
+        one.file_meta.TransferSyntaxUID = syntax.get(kind, pydicom.uid.JPEGLSLossless)
+        one.Rows, one.Columns, one.BitsAllocated, one.BitsStored = 2, 2, 16, 16
+        one.HighBit, one.PixelRepresentation, one.PixelData = 15, 0, pydicom.encaps.encapsulate([content + b"\0"])
+        file = packed(one, 0, 1, 8)
+        assert file is not None
+        (pixels,) = unpacked([file], several=False)
+        assert pixels.shape == (1, 2, 2)
+
+
+def _parquet(compression: str = "none", stamps: bool = True) -> bytes:
+    import pyarrow.parquet
+
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(_table(stamps), stream, compression=compression, store_schema=False)
+    return stream.getvalue()
+
+
+def _arrow(file: bool, compression: str | None = None) -> bytes:
+    import pyarrow.ipc
+
+    stream, table = io.BytesIO(), _table(file)
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+    with (pyarrow.ipc.new_file if file else pyarrow.ipc.new_stream)(stream, table.schema, options=options) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
+
+
+def _table(stamps: bool) -> Any:
+    """A wide table with timestamps, or a long one with written dates."""
+    import pyarrow as pa
+
+    if stamps:
+        return pa.table({"ds": pa.array([0, 3600, 7200], pa.timestamp("s")), "a": [1.0, None, 3.0], "b": [1, 2, 3]})
+    ids = pa.array(["x", "x", "y"]).dictionary_encode()
+    return pa.table({"unique_id": ids, "ds": ["2020-01-01", "2020-01-02", "2020-01-01"], "y": [1.0, 2.0, 3.0]})
+
+
 def _npy(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array)
@@ -101,9 +171,6 @@ def _metaimage(array: np.ndarray) -> bytes:
 
 
 def _dicom(number: int, deflated: bool = False) -> bytes:
-    import pydicom
-    from pydicom.dataset import Dataset, FileMetaDataset
-
     one = Dataset()
     one.file_meta = FileMetaDataset()
     one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID = pydicom.uid.CTImageStorage
@@ -129,6 +196,13 @@ def _zip(files: list[bytes]) -> bytes:
     return stream.getvalue()
 
 
+_JPEG = (
+    b"\xff\xd8\xff\xc3\0\x0b\x10\0\2\0\2\1\1\x11\0\xff\xc4\0\x16\0\0\0\0\0\3" + bytes(11) + b"\0\1\2"
+    b"\xff\xda\0\x08\1\1\0\1\0\0\x1a\x2b\xff\xd9"
+)
+_JPEG2000 = b"\xff\x4f\xff\x51\0\x29\0\0" + bytes(
+    [0, 0, 0, 2] * 2 + [0] * 8 + [0, 0, 0, 2] * 2 + [0] * 8 + [0, 1, 15, 1, 1]
+)
 _CUBE = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
 _WIDE = b"date,a,b\n2020-01-01,1,2.5\n2020-01-02,,-3e2\n2020-01-04,5,6\n"
 _LONG = b"unique_id;ds;y\nA;01.02.2020 10:00;1,5\nA;13.02.2020 10:00;2\nB;13.02.2020 10:00;3\n"
@@ -165,8 +239,18 @@ TARGETS: dict[str, Target] = {
         _allowing(lambda data: (inflate_raw if len(data) % 2 else inflate)(data, LIMIT)),
         (b"x\x9cKLJ\x06\x00\x02M\x01'",),
     ),
+    "parquet": Target(_columns("parquet"), (_parquet(), _parquet("zstd"), _parquet("snappy", stamps=False))),
+    "arrow": Target(_columns("arrow"), (_arrow(True), _arrow(False), _arrow(True, "zstd"), _arrow(False, "lz4"))),
+    "jpeg-header": Target(
+        _allowing(lambda data: check_frame(data, (2, 2), 16)), (_JPEG, _JPEG.replace(b"\xc3", b"\xf7"), _JPEG2000)
+    ),
+    "process": Target(
+        _allowing(_process),
+        (b"0" + _parquet(), b"1" + _arrow(True), b"2" + _JPEG, b"3" + _JPEG2000),
+        starts_process=True,
+    ),
     "form": Target(
         _allowing(_form), (b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nx\r\n--b--\r\n',)
     ),
 }
-"""Every reader of the process itself. Parquet and Arrow are read by another process, whose end is a 400."""
+"""Every reader. What other processes do is tried in this one, where coverage guides, and as the service has it."""

@@ -1,10 +1,7 @@
-"""The process behind `columnar`: a selection and a file on standard input, JSON and raw arrays on standard output."""
+"""The process behind `columnar`: what a selection asks for of a Parquet or Arrow file."""
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
 from typing import Any
 
 import numpy as np
@@ -13,50 +10,42 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet
 
-from app.errors import InvalidRequest, KronserveError, PayloadTooLarge, UnusableInput
+from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
+from app.readers.isolated import Answer, answer
 from app.readers.table import MAX_TEXT, Roles, Selection, check_size, named_roles
 
-WORKING_SPACE = 64 << 20
-"""Bytes beside the file and its columns."""
+
+def main() -> None:
+    """Answer `columnar`."""
+    use_little()
+    answer(lambda question, data: columns_of(data, question["kind"], question["limit"], _selection(question)))
 
 
-def main(kind: str, limit: int) -> None:
-    """Read standard input, a line of JSON with the selection and then the file, under a limit of memory; the first line
-    of the output tells an error, or the arrays that follow."""
-    given: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
-    chosen: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    selection = Selection(**chosen)
-    data = sys.stdin.buffer.read()
+def use_little() -> None:
+    """Memory from where its limit is felt, and no threads beside this one."""
     pa.set_memory_pool(pa.system_memory_pool())
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    _limit_memory(3 * limit + WORKING_SPACE)
+
+
+def _selection(question: dict[str, Any]) -> Selection:
+    given: dict[str, Any] = question["selection"]
+    chosen: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return Selection(**chosen)
+
+
+def columns_of(data: bytes, kind: str, limit: int, selection: Selection) -> Answer:
+    """The names and the arrays that `columnar` makes a table of; raises as `read_columnar` does."""
     try:
-        header, arrays = _read(data, kind, limit, selection)
-    except KronserveError as error:
-        header, arrays = _told(error), []
-    except (MemoryError, pa.ArrowMemoryError):
-        header, arrays = _told(PayloadTooLarge(f"the {kind} file takes more memory than its limit allows")), []
+        return _read(data, kind, limit, selection)
+    except MemoryError:  # pyarrow's is one, too
+        raise
     except (pa.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError, IndexError) as error:
         text = str(error).partition("\n")[0][:200]
-        header, arrays = _told(InvalidRequest(f"the {kind} file is broken ({text})")), []
-    sys.stdout.buffer.write(json.dumps(header).encode() + b"\n")
-    for array in arrays:
-        sys.stdout.buffer.write(array.tobytes())
+        raise InvalidRequest(f"the {kind} file is broken ({text})") from error
 
 
-def _told(error: KronserveError) -> dict[str, Any]:
-    return {"error": type(error).__name__, "message": error.message, "field": error.field}
-
-
-def _limit_memory(more: int) -> None:
-    """Allow so many bytes beyond what is mapped now."""
-    with open("/proc/self/statm") as statm:
-        mapped = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))
-
-
-def _read(data: bytes, kind: str, limit: int, selection: Selection) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _read(data: bytes, kind: str, limit: int, selection: Selection) -> Answer:
     source = pa.BufferReader(data)
     if kind == "parquet":
         file = pyarrow.parquet.ParquetFile(source)
@@ -91,6 +80,8 @@ def _batches(reader: Any, schema: pa.Schema, limit: int) -> pa.Table:
             batch = reader.read_next_batch() if count is None else reader.get_batch(len(batches))
         except StopIteration:
             break
+        # pyarrow believes what IPC says of offsets and lengths, and would read where they lead.
+        batch.validate(full=True)
         rows += batch.num_rows
         _check_rows(rows, batch.num_columns, limit)
         batches.append(batch)
@@ -131,7 +122,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _columns(table: pa.Table, schema: pa.Schema, roles: Roles) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _columns(table: pa.Table, schema: pa.Schema, roles: Roles) -> Answer:
     names = [schema.names[at] for at in roles.variates]
     values = np.empty((len(names), table.num_rows))
     for row, name in enumerate(names):
@@ -160,9 +151,8 @@ def _columns(table: pa.Table, schema: pa.Schema, roles: Roles) -> tuple[dict[str
         "names": names,
         "time_name": "date" if roles.time is None else schema.names[roles.time],
         "zone": zone,
-        "arrays": [[name, array.dtype.str, array.shape] for name, array in arrays.items()],
     }
-    return header, list(arrays.values())
+    return header, arrays
 
 
 def _check_years(stamps: np.ndarray, name: str, zoned: bool) -> None:
@@ -189,4 +179,4 @@ def _texts(column: pa.ChunkedArray, name: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
 from app.readers.bounded import Buffer, inflate_raw
+from app.readers.dicom_jpeg import Packed, packed, unpacked
 from app.readers.volume import Volume
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ PREAMBLE = 128
 MAGIC = b"DICM"
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+_RLE = "1.2.840.10008.1.2.5"
 _EXPLICIT_LITTLE = b"1.2.840.10008.1.2.1\0\0\0"
 _META_SCANNED = 4096
 """Bytes in which the transfer syntax is looked for; the group before the data set is some hundred bytes."""
@@ -84,24 +87,66 @@ def read_dicom(files: Sequence[Buffer], limit: int) -> Volume:
         slices that make no volume: of several series, repeated, missing, of different planes.
         PayloadTooLarge: past `limit`.
     """
-    left, slices, plane = limit, list[_Slice](), None
+    series, several = _Series(limit), len(files) > 1
+    waiting: list[tuple[Packed, Dataset, int]] = []
     for number, data in enumerate(files):
+        with _told(number, several):
+            dataset, frames, size = _opened(data, series.left)
+            compressed = packed(dataset, number, frames, size)
+            if compressed is None:
+                series.add(number, dataset, _decoded(dataset), frames)
+            else:
+                series.left -= size
+                del dataset.PixelData
+                waiting.append((compressed, dataset, frames))
+    if waiting:
+        _check_count(len(series.slices) + sum(frames for *_, frames in waiting))
+        # All of them together: each process costs half a second.
+        decoded = unpacked([compressed for compressed, *_ in waiting], several)
+        for (compressed, dataset, frames), pixels in zip(waiting, decoded, strict=True):
+            with _told(compressed.number, several):
+                series.left += compressed.size
+                series.add(compressed.number, dataset, pixels, frames)
+    assert series.plane is not None
+    return _stacked(series.slices, series.plane)
+
+
+class _Series:
+    """Slices that make one volume; `left` are the bytes that may come."""
+
+    def __init__(self, limit: int) -> None:
+        self.left, self.slices = limit, list[_Slice]()
+        self.plane: _Plane | None = None
+
+    def add(self, number: int, dataset: Dataset, pixels: npt.NDArray[Any], frames: int) -> None:
+        """The slices of the file with this number, whose pixels are as they are stored."""
+        pixels = pixels.reshape(frames, int(dataset.Rows), int(dataset.Columns))
         try:
-            found, own = _read_file(data, left)
-        except (InvalidRequest, PayloadTooLarge, UnusableInput) as error:
-            if len(files) > 1:
-                error.message = f"slice {number + 1}: {error.message}"
+            found, own = _placed(dataset, pixels, self.left)
+        except (UnusableInput, PayloadTooLarge):
             raise
-        if plane is not None:
-            _check_same(plane, own, number)
-        plane = plane or own
-        left -= sum(one.pixels.nbytes for one in found)
-        slices += found
-    assert plane is not None
-    return _stacked(slices, plane)
+        except Exception as exc:
+            raise UnusableInput("the DICOM file does not say where its slices lie") from exc
+        if self.plane is not None:
+            _check_same(self.plane, own, number)
+        self.plane = self.plane or own
+        self.left -= sum(one.pixels.nbytes for one in found)
+        self.slices += found
 
 
-def _read_file(data: Buffer, limit: int) -> tuple[list[_Slice], _Plane]:
+@contextmanager
+def _told(number: int, several: bool) -> Iterator[None]:
+    """Errors that name the slice, where there are others."""
+    try:
+        yield
+    except (InvalidRequest, PayloadTooLarge, UnusableInput) as error:
+        if several and not error.message.startswith("slice "):
+            error.message = f"slice {number + 1}: {error.message}"
+        raise
+
+
+def _opened(data: Buffer, limit: int) -> tuple[Dataset, int, int]:
+    """A file's attributes, its number of frames, and how many bytes of pixels it claims: no more than `limit`."""
     dataset = _parsed(_inflated(data, limit))
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise UnusableInput("the DICOM file has no pixels")
@@ -122,13 +167,7 @@ def _read_file(data: Buffer, limit: int) -> tuple[list[_Slice], _Plane]:
     claimed = frames * rows * columns * max(1, bits // 8)
     if claimed > limit:
         raise PayloadTooLarge(f"the DICOM file claims {claimed} bytes of pixels, more than the limit of {limit}")
-    pixels = _decoded(dataset).reshape(frames, rows, columns)
-    try:
-        return _placed(dataset, pixels, limit)
-    except (UnusableInput, PayloadTooLarge):
-        raise
-    except Exception as exc:
-        raise UnusableInput("the DICOM file does not say where its slices lie") from exc
+    return dataset, frames, claimed
 
 
 def _placed(dataset: Dataset, pixels: npt.NDArray[Any], limit: int) -> tuple[list[_Slice], _Plane]:
@@ -165,8 +204,7 @@ def _placed(dataset: Dataset, pixels: npt.NDArray[Any], limit: int) -> tuple[lis
 
 def _stacked(slices: list[_Slice], plane: _Plane) -> Volume:
     """Order slices along the normal of their plane; axes become (column, row, slice), as nibabel has them."""
-    if len(slices) < 2:
-        raise UnusableInput("one DICOM slice is no volume; send the whole series, as a zip or as several files")
+    _check_count(len(slices))
     normal = np.cross(*plane.orientation)
     along = np.array([slice_.position @ normal for slice_ in slices])
     order = np.argsort(along, kind="stable")
@@ -191,6 +229,11 @@ def _stacked(slices: list[_Slice], plane: _Plane) -> Volume:
     data = np.stack([slices[at].pixels.T for at in order], axis=-1)
     step = float(np.linalg.norm(affine[:3, 2]))
     return Volume(data, "dicom", (plane.spacing[1], plane.spacing[0], step), affine, plane.modality or None)
+
+
+def _check_count(slices: int) -> None:
+    if slices < 2:
+        raise UnusableInput("one DICOM slice is no volume; send the whole series, as a zip or as several files")
 
 
 def _check_same(plane: _Plane, other: _Plane, number: int) -> None:
@@ -271,17 +314,20 @@ def _parsed(raw: bytes) -> Dataset:
 
 def _decoded(dataset: Dataset) -> npt.NDArray[Any]:
     """As many frames as the file says it has: what lies behind them was not held against the limit."""
-    dataset.pixel_array_options(allow_excess_frames=False)
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    options: dict[str, Any] = {"allow_excess_frames": False}
+    if syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed:
+        if syntax != _RLE:
+            raise UnusableInput(
+                f"pixels compressed as {syntax.name} are not decoded here; send them uncompressed or as RLE"
+            )
+        options["decoding_plugin"] = "pydicom"  # and no native code that happens to be installed
+    dataset.pixel_array_options(**options)
     try:
         return np.asarray(dataset.pixel_array)
     except MemoryError as exc:
         raise PayloadTooLarge("the DICOM file's pixels take too much memory") from exc
     except Exception as exc:
-        syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)
-        if syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed and "RLE" not in syntax.name:
-            raise UnusableInput(
-                f"pixels compressed as {syntax.name} are not decoded here; send them uncompressed or as RLE"
-            ) from exc
         raise InvalidRequest("the DICOM file's pixels are broken or truncated") from exc
 
 

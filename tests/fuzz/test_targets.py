@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from fuzz.targets import TARGETS
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.starts_process])
+def test_seeds_and_nonsense_in_a_process_of_their_own(name: str) -> None:
+    target = TARGETS[name]
+    for sent in (target.seeds[0][:-9], *target.seeds[1:]):
+        target.run(sent)
+
+
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if not target.starts_process])
 @settings(max_examples=40)
 @given(data=st.data())
 def test_seeds_and_what_is_near_them(name: str, data: st.DataObject) -> None:

@@ -105,6 +105,18 @@ def test_broken_files() -> None:
                 read(data)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_offsets_that_lead_elsewhere_are_refused_by_name(stream: bool) -> None:
+    """pyarrow believes them: casting such a column is a read of memory that is not the file's."""
+    offsets = pa.py_buffer(np.array([0, 1 << 16, 1], np.int32))
+    texts = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"ab"))
+    table, sink = pa.table({"ds": texts, "y": [1.0, 2.0]}), io.BytesIO()
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InvalidRequest, match=r"broken \(.*offset"):
+        read(sink.getvalue())
+
+
 def test_a_page_that_swells_is_refused_by_the_process() -> None:
     """A dictionary of one text of 160 MB, said to be small by nothing but its compressed size."""
     table = pa.table({"ds": ["x" * (160 << 20)], "y": [1.0]})
