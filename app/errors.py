@@ -3,7 +3,7 @@
 KronserveError                500
 ├── InvalidRequest            400   malformed: cannot be decoded, wrong shape, wrong datatype
 ├── Unauthorized              401   no valid API key; with WWW-Authenticate
-├── Forbidden                 403   the key's scopes do not reach
+├── Forbidden                 403   the key's scopes do not reach, or a page of an origin that is not allowed asks
 ├── UnusableInput             422   decoded, but not something the model can answer
 │   └── LoadFailed            422   a version that was asked for cannot be loaded
 ├── UnknownModel              404

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from app.api import answers, docs, oip, oip_control, operations, timeseries
 from app.api.backtests import router as evaluate
 from app.api.classify import router as classify
-from app.api.cors import Cors
+from app.api.cors import Cors, NoForgery
 from app.api.edge import Edge
 from app.api.forecast import router as forecast
 from app.api.gate import Gate, document_keys
@@ -66,7 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 class Application(FastAPI):
-    """FastAPI behind our own layers: counting and lingering outermost, then CORS, keys, and the inference path."""
+    """FastAPI behind our own layers: counting and lingering outermost, then web pages, keys, and the inference path."""
 
     def openapi(self) -> dict[str, Any]:
         """The document without the framework's own validation answer, which is never given: ours is {"error": ..}.
@@ -91,6 +91,8 @@ class Application(FastAPI):
         inner: ASGIApp = InferFirst(super().build_middleware_stack(), service)
         if service.keys is not None:
             inner = Gate(inner, service.keys)
-        if service.settings.cors_origins:
-            inner = Cors(inner, tuple(service.settings.cors_origins.split(",")))
+        origins = tuple(filter(None, service.settings.cors_origins.split(",")))
+        inner = NoForgery(inner, origins)
+        if origins:
+            inner = Cors(inner, origins)
         return Edge(inner, service)

@@ -27,7 +27,8 @@ from app.service import Service
 from app.timeline import Timeline
 
 LONGEST_LENGTH = len(str(INLINE_BYTES))
-NOT_PLAIN = frozenset({b"content-encoding", b"transfer-encoding", b"expect"})
+NOT_PLAIN = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"origin", b"sec-fetch-site"})
+"""Headers of requests that the application answers; the last two are those of web pages."""
 
 Future = asyncio.Future[dict[str, np.ndarray]]
 
@@ -38,7 +39,6 @@ class DirectInference:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._largest = min(INLINE_BYTES, service.settings.max_body_bytes)
-        self._not_plain = NOT_PLAIN | {b"origin"} if service.settings.cors_origins else NOT_PLAIN
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accept(self, url: bytes, headers: Headers) -> Answering | None:
@@ -65,7 +65,7 @@ class DirectInference:
                 timeout = value
             elif name == REQUEST_ID:
                 request_id = value
-            elif name in self._not_plain:
+            elif name in NOT_PLAIN:
                 return None
         if not 0 <= size <= self._largest:
             return None

@@ -109,6 +109,24 @@ def test_no_page_of_another_origin_is_allowed_anything_by_default(server: Server
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "in chunks"])
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_what_another_page_would_have_done_is_refused(server: Server, site: str, chunked: bool):
+    """As a form on it sends: no preflight, and the answer would be dropped, but a model unloaded."""
+    headers = {"Origin": PAGE, "Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors", "Content-Type": "text/plain"}
+    for path, body in (("/v2/repository/models/add/unload", b"{}"), (INFER, BODY), ("/v1/models/add/forecast", BODY)):
+        answer = httpx.post(server.url + path, content=iter([body]) if chunked else body, headers=headers)
+        assert answer.status_code == 403, path
+        assert "KRONSERVE_CORS_ORIGINS" in answer.json()["error"]
+    assert httpx.get(server.url + "/v2/models/add/ready", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_own_pages_and_what_is_typed_into_a_browser_are_answered(server: Server, site: str):
+    headers = {"Origin": server.url, "Sec-Fetch-Site": site}
+    assert httpx.post(server.url + INFER, content=BODY, headers=headers).status_code == 200
+
+
 @pytest.fixture(scope="module")
 def allowing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with keys that pages of two origins may call."""
@@ -166,6 +184,7 @@ def test_what_is_not_allowed_is_refused_as_every_error_is(allowing: Server, chan
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "in chunks"])
 def test_a_page_reads_its_answer_and_the_headers_that_matter(allowing: Server, chunked: bool):
     headers = {"Origin": PAGE, "Authorization": f"Bearer {SECRET}", "X-Request-Id": "from-a-page"}
+    headers |= {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}
     content: Any = iter([BODY]) if chunked else BODY
     answer = httpx.post(allowing.url + INFER, content=content, headers=headers)
     assert answer.json()["outputs"][0]["data"] == [2, 4, 6]
@@ -182,6 +201,8 @@ def test_a_page_reads_errors_too_and_strangers_nothing(allowing: Server):
     headers = {"Origin": "https://elsewhere.example", "Authorization": f"Bearer {SECRET}"}
     stranger = httpx.post(allowing.url + INFER, content=BODY, headers=headers)
     assert "access-control-allow-origin" not in stranger.headers
+    forged = httpx.post(allowing.url + INFER, content=BODY, headers=headers | {"Sec-Fetch-Site": "cross-site"})
+    assert forged.status_code == 403
 
 
 async def test_every_origin_when_told_so(tmp_path: Path):
