@@ -12,14 +12,13 @@ RUN python3 -m venv --without-pip /opt/kronserve \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin kronserve
 WORKDIR /src
 
-# The dependencies come from pyproject.toml alone, so that a change of code does not install them again.
+# The dependencies come from the lock alone, so that a change of code does not install them again. pip takes no file whose
+# hash is not in it, and nothing that it does not name.
 FROM venv AS dependencies
-COPY pyproject.toml ./
+COPY requirements/serve.txt requirements/
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
-    python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['grpc'], sep='\n')" \
-      > requirements.txt \
- && python3 -m pip --python /opt/kronserve/bin/python install --only-binary :all: -r requirements.txt
+    python3 -m pip --python /opt/kronserve/bin/python install --only-binary :all: --require-hashes -r requirements/serve.txt
 
 # The CUDA provider alone is 284 MB, and a CPU image never loads it.
 FROM dependencies AS dependencies-cpu
@@ -29,18 +28,25 @@ RUN cd /opt/kronserve/lib/python3*/site-packages/onnxruntime/capi \
 # onnxruntime-gpu's extras name the CUDA and cuDNN releases it was built for. They get a layer of their own: they are
 # most of the image and change with ONNX Runtime only.
 FROM dependencies AS cuda-libraries
+COPY requirements/cuda.txt requirements/
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
-    python3 -m pip --python /opt/kronserve/bin/python install --only-binary :all: 'onnxruntime-gpu[cuda,cudnn]' \
+    python3 -m pip --python /opt/kronserve/bin/python install --only-binary :all: --require-hashes -r requirements/cuda.txt \
  && packages=$(/opt/kronserve/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
  && mkdir -p "/cuda$packages" \
  && mv "$packages"/nvidia* "/cuda$packages/"
 
-FROM venv AS application
-COPY . ./
+FROM venv AS build
+COPY requirements/build.txt requirements/
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
-    python3 -m pip --python /opt/kronserve/bin/python install --no-deps . \
+    python3 -m venv --without-pip /opt/build \
+ && python3 -m pip --python /opt/build/bin/python install --only-binary :all: --require-hashes -r requirements/build.txt
+
+FROM build AS application
+COPY . ./
+RUN /opt/build/bin/hatchling build --target wheel --directory /wheels \
+ && python3 -m pip --python /opt/kronserve/bin/python install --no-index --no-deps /wheels/*.whl \
  && mv model_repository /models \
  && chmod -R a+rX /models
 

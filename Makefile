@@ -10,7 +10,7 @@ comma := ,
 TORCH ?= torch==2.13.0
 KSERVE ?= kserve==0.21.0
 
-.PHONY: serve test openapi fuzz bench chaos reproduce check format proto kernels clean
+.PHONY: serve test openapi fuzz bench chaos reproduce check format lock proto kernels clean
 
 serve: .venv/serve.stamp
 	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT) --grpc-port '$(GRPC_PORT)'
@@ -54,6 +54,16 @@ reproduce: .venv/dev.stamp
 	$(BIN)/python -m bench.operators
 	$(BIN)/python -m bench.reproduce
 	$(BIN)/python -m train.tables $(patsubst %,model_repository/%/1,hot-etth1 hot-weather kao-etth1)
+
+# What the image is installed from, pinned with hashes for every platform; LOCK=--upgrade takes newer releases.
+# Without it a pin moves only where pyproject.toml asks for more than it gives.
+LOCK ?=
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' $(LOCK)
+lock: .venv/dev.stamp
+	$(COMPILE) pyproject.toml --extra grpc --output-file requirements/serve.txt
+	$(COMPILE) pyproject.toml --extra grpc --extra cuda --constraint requirements/serve.txt --output-file requirements/cuda.txt
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" \
+	  | $(COMPILE) - --output-file requirements/build.txt
 
 # The messages of gRPC, written anew from their definition.
 proto: .venv/dev.stamp
