@@ -12,76 +12,17 @@ import argparse
 import heapq
 import json
 import select
-import socket
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-BUFFER = 1 << 18
-
-
-class Client:
-    """One connection: the request's unsent rest, the answer's unread rest, and when the request began."""
-
-    __slots__ = ("head", "remaining", "retry_after", "socket", "started", "status", "unsent")
-
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.socket = socket.create_connection(address)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setblocking(False)
-        self.started = 0.0
-        self.unsent = memoryview(b"")
-        self.head = b""
-        self.remaining = -1
-        self.status = 0
-        self.retry_after = 0.0
-
-    def send(self) -> bool:
-        """Send what is left; False when the socket takes no more for now."""
-        while self.unsent:
-            try:
-                self.unsent = self.unsent[self.socket.send(self.unsent) :]
-            except BlockingIOError:
-                return False
-        return True
-
-    def receive(self, buffer: bytearray) -> bool:
-        """Read what is there; True when the answer is whole. Raises ConnectionError."""
-        try:
-            size = self.socket.recv_into(buffer)
-        except BlockingIOError:
-            return False
-        if size == 0:
-            raise ConnectionError("closed by the server")
-        if self.remaining >= 0:
-            self.remaining -= size
-            return self.remaining <= 0
-        self.head += buffer[:size]
-        end = self.head.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        self._parse(self.head[:end].lower())
-        self.remaining -= len(self.head) - end - 4
-        self.head = b""
-        return self.remaining <= 0
-
-    def _parse(self, head: bytes) -> None:
-        self.status = int(head[9:12])
-        headers = dict(line.split(b":", 1) for line in head.split(b"\r\n")[1:])
-        if b"content-length" not in headers:
-            raise ConnectionError("an answer without Content-Length")
-        self.remaining = int(headers[b"content-length"])
-        self.retry_after = float(headers.get(b"retry-after", b"0"))
+from bench.connection import BUFFER, Client, by_status, post
 
 
 def run(url: str, body: bytes, headers: list[str], connections: int, seconds: float) -> dict[str, Any]:
     """{"seconds", "broken", "statuses": {status: {"count", "p50", "p99"}}}, latencies in seconds."""
-    parts = urlsplit(url)
-    address = (parts.hostname or "127.0.0.1", parts.port or 80)
-    lines = [f"POST {parts.path} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(body)}", *headers]
-    request = "\r\n".join([*lines, "", ""]).encode() + body
+    address, request = post(url, body, headers)
     poll, buffer = select.epoll(), bytearray(BUFFER)
     clients: dict[int, Client] = {}
     latencies: dict[int, list[float]] = defaultdict(list)
@@ -132,16 +73,7 @@ def run(url: str, body: bytes, headers: list[str], connections: int, seconds: fl
     took = clock() - started
     for client in clients.values():
         client.socket.close()
-    return {"seconds": took, "broken": broken, "statuses": {str(s): _summary(taken) for s, taken in latencies.items()}}
-
-
-def _summary(taken: list[float]) -> dict[str, float]:
-    ordered = sorted(taken)
-    return {
-        "count": len(ordered),
-        "p50": ordered[len(ordered) // 2],
-        "p99": ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))],
-    }
+    return {"seconds": took, "broken": broken, "statuses": by_status(latencies)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Driving a server with wrk, a load generator in C that costs little of the cores it shares with the server.
 
 Every connection sends its next request as soon as it has the last answer. wrk cannot tell the latencies of refusals
-from those of answers; where refusals are expected, `bench.closed_loop` is used instead.
+from those of answers; where refusals are expected, `bench.closed_loop` is used instead, and where more is to come than
+the server can do, whatever it answers, `bench.open_loop`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Target:
 class Load:
     """What came of it. Times in seconds; `rate`, `p50`, `p99` are of good answers (status 200) only.
 
-    `refused`: answers 429, with `refused_p99` their latency. `failed`: any other status, and broken connections.
-    `generator_cpu`: CPU seconds of the load generator.
+    `refused`: answers 429, with `refused_p99` their latency, `bare_refusals` those without Retry-After. `failed`: any other
+    status, and broken connections. `generator_cpu`: CPU seconds of the load generator. In an open loop, `offered`:
+    requests that fell due, `unsent`: those of them for which no connection was free.
     """
 
     seconds: float
@@ -48,7 +50,10 @@ class Load:
     generator_cpu: float
     refused: int = 0
     refused_p99: float | None = None
+    bare_refusals: int = 0
     failed: int = 0
+    offered: int = 0
+    unsent: int = 0
     detail: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -86,8 +91,17 @@ def wrk(target: Target, connections: int, seconds: float) -> Load:
 
 def closed_loop(target: Target, connections: int, seconds: float) -> Load:
     """As `wrk`, with refusals told apart; each refused client waits as long as Retry-After says."""
-    command = [sys.executable, "-m", "bench.closed_loop", target.url, "--body", str(target.body)]
-    command += ["--connections", str(connections), "--seconds", str(seconds)]
+    return _told_apart("closed_loop", target, connections, seconds)
+
+
+def open_loop(target: Target, connections: int, seconds: float, rate: float) -> Load:
+    """`rate` requests a second fall due whatever becomes of those before; refused clients do not wait."""
+    return _told_apart("open_loop", target, connections, seconds, "--rate", str(rate))
+
+
+def _told_apart(generator: str, target: Target, connections: int, seconds: float, *options: str) -> Load:
+    command = [sys.executable, "-m", f"bench.{generator}", target.url, "--body", str(target.body)]
+    command += ["--connections", str(connections), "--seconds", str(seconds), *options]
     for name, value in target.headers.items():
         command += ["--header", f"{name}: {value}"]
     found, cpu = _run(command, "RESULT ")
@@ -100,11 +114,14 @@ def closed_loop(target: Target, connections: int, seconds: float) -> Load:
         good=int(good["count"]) if good else 0,
         p50=good["p50"] if good else None,
         p99=good["p99"] if good else None,
-        generator="closed_loop",
+        generator=generator,
         generator_cpu=cpu,
         refused=int(refused["count"]) if refused else 0,
         refused_p99=refused["p99"] if refused else None,
+        bare_refusals=found.get("bare_refusals", 0),
         failed=sum(others.values()),
+        offered=found.get("offered", 0),
+        unsent=found.get("unsent", 0),
         detail=others,
     )
 

@@ -64,9 +64,9 @@ def v2_json(model: str, path: str | None = None) -> Form:
     return Form(path or f"/v2/models/{model}/infer", {"Content-Type": "application/json"}, body, _read_v2_json)
 
 
-def v2_binary(model: str) -> Form:
-    """The Open Inference Protocol with its binary tensor data extension, both ways."""
-    tensor, name = MODELS[model].tensor(), reference(model)[0]
+def v2_binary(model: str, rows: int = 1) -> Form:
+    """The Open Inference Protocol with its binary tensor data extension, both ways; `rows` times the same row."""
+    tensor, name = np.concatenate([MODELS[model].tensor()] * rows), reference(model)[0]
     parameters = {"binary_data_size": tensor.nbytes}
     entry = {"name": name, "shape": tensor.shape, "datatype": "FP32", "parameters": parameters}
     header = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()

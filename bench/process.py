@@ -101,6 +101,15 @@ class Running:
                 total += times.user + times.system
         return total
 
+    def event_loop_seconds(self) -> float:
+        """User and system time of the root process's main thread so far, which is where an event loop runs."""
+        root = psutil.Process(self._process.pid)
+        return sum(float(t.user_time + t.system_time) for t in root.threads() if t.id == root.pid)
+
+    def descriptors(self) -> int:
+        """Open file descriptors of the tree."""
+        return sum(process.num_fds() for process in self._tree())
+
     def memory(self) -> Memory:
         """Resident memory of the tree now."""
         rss = pss = 0

@@ -69,11 +69,11 @@ def _tables(cells: dict[summary.CellKey, dict[str, Any]]) -> Iterable[str]:
             [name, *(_measured(cell["servers"].get(name), name in FLOORS) for cell in chosen.values())]
             for name in names
         ]
-        bare = [f"{cell['limit']:.0f}/s; alone {_ms(cell['lone_seconds'])} ms" for cell in chosen.values()]
+        bare = [f"{cell['limit']:.0f}/s; alone {ms(cell['lone_seconds'])} ms" for cell in chosen.values()]
         header = ["share · req/s · p50 / p99 ms", *(f"c = {concurrency}" for concurrency in chosen)]
         extra = [f"- {line}" for line in _notes(chosen)]
         yield "\n".join(
-            [f"## {model}, {payload}", "", _table(header, [["bare ONNX Runtime", *bare], *rows]), "", *extra]
+            [f"## {model}, {payload}", "", table(header, [["bare ONNX Runtime", *bare], *rows]), "", *extra]
         ).rstrip()
 
 
@@ -82,7 +82,7 @@ def _measured(found: dict[str, Any] | None, floor: bool) -> str:
         return ""
     share = "" if floor else f"**{found['share']:.2f}** · "
     failed = f" · {found['failed']} failed" if found["failed"] else ""
-    return f"{share}{found['rate']:.0f} · {_ms(found['p50'])} / {_ms(found['p99'])}{failed}"
+    return f"{share}{found['rate']:.0f} · {ms(found['p50'])} / {ms(found['p99'])}{failed}"
 
 
 def _notes(chosen: dict[int, dict[str, Any]]) -> Iterable[str]:
@@ -98,8 +98,8 @@ def _notes(chosen: dict[int, dict[str, Any]]) -> Iterable[str]:
         for name, found in cell["servers"].items():
             if found["refused"]:
                 yield (
-                    f"c = {concurrency}, {name}: {found['refused']} answers 429, p99 {_ms(found['refused_p99'])} ms; "
-                    f"p99 of the accepted {_ms(found['p99'])} ms"
+                    f"c = {concurrency}, {name}: {found['refused']} answers 429, p99 {ms(found['refused_p99'])} ms; "
+                    f"p99 of the accepted {ms(found['p99'])} ms"
                 )
 
 
@@ -118,7 +118,7 @@ def _order(cells: dict[summary.CellKey, dict[str, Any]]) -> str:
     if not rows:
         return ""
     header = ["cell", f"{OURS}, share", "spread over rounds", "best peer", "its share", "req/s over the best peer's"]
-    return "## Against the best peer\n\n" + _table(header, rows)
+    return "## Against the best peer\n\n" + table(header, rows)
 
 
 def _costs(cells: dict[summary.CellKey, dict[str, Any]], servers: dict[str, Any]) -> str:
@@ -149,14 +149,14 @@ def _costs(cells: dict[summary.CellKey, dict[str, Any]], servers: dict[str, Any]
                 f"{about['idle_cores']:.3f}",
                 f"{most[0]:.0f} ({most[1]:.0f})",
                 str(about["processes"]),
-                *(_ms(cost) for cost in costs),
+                *(ms(cost) for cost in costs),
             ]
         )
     text = (
         "Memory: resident, summed over the processes (in brackets with shared pages divided, PSS). The last columns: "
     )
     text += "CPU milliseconds of the server per answered request."
-    return f"## Cost\n\n{text}\n\n{_table(header, rows)}"
+    return f"## Cost\n\n{text}\n\n{table(header, rows)}"
 
 
 def _mixed(entries: list[dict[str, Any]]) -> str:
@@ -167,8 +167,8 @@ def _mixed(entries: list[dict[str, Any]]) -> str:
             f"{found['alone_rate']:.0f}",
             f"{found['mixed_rate']:.0f}",
             f"{found['mixed_share']:.2f}",
-            f"{_ms(found['alone_p50'])} / {_ms(found['alone_p99'])}",
-            f"{_ms(found['mixed_p50'])} / {_ms(found['mixed_p99'])}",
+            f"{ms(found['alone_p50'])} / {ms(found['alone_p99'])}",
+            f"{ms(found['mixed_p50'])} / {ms(found['mixed_p99'])}",
         ]
         for (situation, server, model), found in sorted(summary.mixed(entries).items(), key=lambda item: item[0])
     ]
@@ -183,7 +183,7 @@ def _mixed(entries: list[dict[str, Any]]) -> str:
         "alone, p50 / p99 ms",
         "mixed, p50 / p99 ms",
     ]
-    return "## Two models at once, binary\n\n" + _table(header, rows)
+    return "## Two models at once, binary\n\n" + table(header, rows)
 
 
 def _over_grpc(entries: list[dict[str, Any]]) -> str:
@@ -192,13 +192,13 @@ def _over_grpc(entries: list[dict[str, Any]]) -> str:
     rows = [
         [
             f"{model}, c = {connections}",
-            *(f"{found[f'{way}_rate']:.0f} · {_ms(found[f'{way}_cpu_per_request'])} ms" for way in ("rest", "grpc")),
+            *(f"{found[f'{way}_rate']:.0f} · {ms(found[f'{way}_cpu_per_request'])} ms" for way in ("rest", "grpc")),
             f"{found['ratio']:.2f}",
         ]
         for (model, connections), found in summary.over_grpc(entries).items()
     ]
     header = ["raw tensors, h2load", "REST, req/s · CPU per request", "gRPC", "gRPC over REST"]
-    return "## gRPC against REST\n\n" + _table(header, rows)
+    return "## gRPC against REST\n\n" + table(header, rows)
 
 
 def _generators(entries: list[dict[str, Any]]) -> str:
@@ -215,7 +215,7 @@ def _generators(entries: list[dict[str, Any]]) -> str:
         for entry in entries
     ]
     header = ["against the no-op server", "generator", "req/s", "cores it used", "its CPU per request, us"]
-    return "## Load generators\n\n" + _table(header, rows)
+    return "## Load generators\n\n" + table(header, rows)
 
 
 def _left_out(servers: dict[str, Any]) -> str:
@@ -223,10 +223,10 @@ def _left_out(servers: dict[str, Any]) -> str:
     return "## Left out\n\n" + "\n".join(lines) if lines else ""
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _ms(seconds: float | None) -> str:
+def ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e3:.1f}" if seconds < 1 else f"{seconds * 1e3:.0f}"
