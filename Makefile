@@ -10,7 +10,7 @@ comma := ,
 TORCH ?= torch==2.13.0
 KSERVE ?= kserve==0.21.0
 
-.PHONY: serve test openapi fuzz bench chaos reproduce check format lock proto kernels clean
+.PHONY: serve test openapi fuzz bench chaos overload soak reproduce check format lock proto kernels clean
 
 serve: .venv/serve.stamp
 	$(BIN)/kronserve serve --repository model_repository --host $(HOST) --port $(PORT) --grpc-port '$(GRPC_PORT)'
@@ -47,6 +47,15 @@ bench: .venv/dev.stamp
 # A hundred thousand requests, some malformed, some leaving, some late: nothing lost, and the counters add up.
 chaos: .venv/dev.stamp
 	$(BIN)/python -m bench.chaos
+
+# Ten times what the machine can do, for a minute. Three minutes on a machine that does nothing else.
+overload: .venv/dev.stamp
+	$(BIN)/python -m bench.overload
+
+# Eighty per cent of what it can do, with reloads, leaving clients and bad requests.
+SOAK_MINUTES ?= 30
+soak: .venv/dev.stamp
+	$(BIN)/python -m bench.soak --minutes $(SOAK_MINUTES)
 
 # The tables of docs/results.md: the operators' cost measured anew, every shipped bundle on its test split. Needs the
 # data sets' folder in KRONSERVE_DATA and a machine that does nothing else; about five minutes on two cores.

@@ -37,9 +37,9 @@ class Target:
 class Load:
     """What came of it. Times in seconds; `rate`, `p50`, `p99` are of good answers (status 200) only.
 
-    `refused`: answers 429, with `refused_p99` their latency, `bare_refusals` those without Retry-After. `failed`: any other
-    status, and broken connections. `generator_cpu`: CPU seconds of the load generator. In an open loop, `offered`:
-    requests that fell due, `unsent`: those of them for which no connection was free.
+    `refused`: answers 429, with `refused_p99` their latency, `bare_refusals` those without Retry-After. `failed`: any
+    other status, and broken connections. `generator_cpu`: CPU seconds of the load generator. In an open loop,
+    `offered`: requests that fell due, `unsent`: those of them for which no connection was free.
     """
 
     seconds: float

@@ -23,7 +23,7 @@ from bench.connection import BUFFER, Client, by_status, post
 def run(url: str, body: bytes, headers: list[str], connections: int, seconds: float, rate: float) -> dict[str, Any]:
     """{"seconds", "offered", "unsent", "broken", "bare_refusals", "statuses": {status: {"count", "p50", "p99"}}}.
 
-    `rate`: requests a second. `offered`: how many fell due. `bare_refusals`: 429 without Retry-After. Latencies in seconds.
+    `rate`: requests a second. `offered`: how many fell due. `bare_refusals`: 429 without Retry-After. Times in seconds.
     """
     address, request = post(url, body, headers)
     poll, buffer = select.epoll(), bytearray(BUFFER)

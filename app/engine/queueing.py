@@ -6,7 +6,8 @@ Rules
 - A free executor takes work at once. Batches grow only because all executors were busy while requests arrived.
 - Who is next: the highest priority level; among models, the one that has received the least executor time (so a slow
   model cannot crowd out a fast one); within a model, the oldest request.
-- A request with more rows than a batch holds is taken in slices; after each slice the rest queues behind those waiting.
+- A request with more rows than a batch holds is taken in slices. While it has had less than a turn's time it keeps its
+  place, so that medium requests end in order; from then on the rest queues, after each slice, behind those waiting.
 - Admission is bounded by the estimated wait in seconds and by the number of waiting requests.
 
 Cost is counted in elements of the input tensors, converted to seconds with each model's measured rate.
@@ -25,6 +26,9 @@ from app.errors import Overloaded
 
 STALLED = 1.5
 """An oldest request that has waited this many times the longest wait shows that the estimate is not to be trusted."""
+
+TURN_SECONDS = 0.1
+"""Executor time after which a request that is taken in slices lets others go first."""
 
 RATE_SMOOTHING = 0.1
 """Weight of the newest batch in a model's moving average of seconds per element."""
@@ -46,7 +50,9 @@ class Entry:
     taken: int = 0
     """Rows already handed to executors."""
     seconds: float = 0.0
-    """Estimated compute time of the rows not yet taken; part of the line's backlog."""
+    """Estimated executor time of the rows not yet taken; part of the line's backlog."""
+    received: float = 0.0
+    """Estimated executor time of the rows taken."""
     waiting: bool = False
     sequence: int = 0
 
@@ -206,15 +212,22 @@ class WaitingLine:
                 return batch
         return None
 
-    def done(self, batch: Batch, seconds: float, *, measured: bool) -> None:
-        """An executor finished `batch` in `seconds`; `measured` is False when a failure says nothing of the rate."""
+    def done(self, batch: Batch, seconds: float) -> None:
+        """An executor finished `batch` in `seconds`."""
         self.running -= 1
         line = self._lines.get(batch.model)
         if line is None:
             return
         line.used += seconds
         line.running -= batch.elements
-        if measured and batch.elements:
+
+    def paced(self, batch: Batch, seconds: float) -> None:
+        """An executor is free for the next batch `seconds` after it took `batch`: the model's rate, by the clock.
+
+        That is more than the batch itself takes where threads wait for the interpreter or for a processor.
+        """
+        line = self._lines.get(batch.model)
+        if line is not None and batch.elements:
             rate = seconds / batch.elements
             line.seconds_per_element += RATE_SMOOTHING * (rate - line.seconds_per_element)
 
@@ -283,7 +296,15 @@ class WaitingLine:
                 break  # it fits the next batch whole
             rows = min(left, room)
             slices.append(Slice(entry, entry.taken, entry.taken + rows))
-            rest = entry.seconds * (left - rows) / left if left else 0.0
+            cost = entry.seconds * rows / left if left else 0.0
+            rest = entry.seconds - cost
+            entry.received += cost
+            if rows < left and entry.received < TURN_SECONDS:
+                entry.taken += rows
+                entry.seconds = rest
+                lane.rows -= rows
+                self._backlog -= cost
+                break
             self._leave(line, entry)
             entry.taken += rows
             room -= max(rows, 1)

@@ -362,25 +362,33 @@ class Scheduler:
                 self._loop.call_soon_threadsafe(self._abandon, self.device_failure)
 
     def _execute(self, loop: asyncio.AbstractEventLoop) -> None:
+        taken, clean = self._clock(), False
+        batch: Batch | None = None
         while True:
             with self._condition:
+                if batch is not None and clean:
+                    self._line.paced(batch, self._clock() - taken)
                 while (batch := self._line.take(self._clock())) is None and not self._line.expired:
                     if self._stopping:
                         return
                     self._condition.wait()
+                taken = self._clock()
                 expired, self._line.expired = self._line.expired, []
                 if self._line.requests:
                     self._condition.notify()  # what this batch leaves behind is for the next idle executor
             finished: list[Result] = [(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired]
             if batch is not None:
-                finished += self._completed(self._run(batch))
+                results, clean = self._run(batch)
+                finished += self._completed(results)
+                del results
             try:
                 loop.call_soon_threadsafe(self._deliver, finished)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
             del finished, expired  # while it waits for work, a thread must not keep a retired model alive
 
-    def _run(self, batch: Batch) -> list[Result]:
+    def _run(self, batch: Batch) -> tuple[list[Result], bool]:
+        """What became of each slice, and whether all went well, so that the time says something of the model's rate."""
         started = self._clock()
         clean = True
         times = BatchTimes()
@@ -394,7 +402,7 @@ class Scheduler:
             clean = False
         times.whole = self._clock() - started
         with self._condition:
-            self._line.done(batch, times.whole, measured=clean)
+            self._line.done(batch, times.whole)
         guilty = set() if clean else {part.entry for part, result in finished if isinstance(result, KronserveError)}
         for part in batch.slices:
             runs = part.entry.payload.runs
@@ -406,7 +414,7 @@ class Scheduler:
                 observer.batch_done(batch.model, batch.rows, waited, times)
             except Exception:  # whoever only watches must not cost anybody an answer
                 logger.exception("an observer failed")
-        return finished
+        return finished, clean
 
     def _completed(self, results: Iterable[Result]) -> Iterator[Result]:
         """The results that end a request: errors, whole requests, and those whose last slice this is, put together."""

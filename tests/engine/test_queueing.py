@@ -61,6 +61,34 @@ def test_large_request_is_sliced_and_others_go_between_its_slices():
     assert waiting.estimated_wait == pytest.approx(0.0)
 
 
+def test_a_request_of_medium_size_is_finished_before_the_next():
+    """Were the rest of each slice to queue again, all requests of a full queue would be answered at its end."""
+    waiting = line(executors=2, limits={"a": 4})
+    waiting.register("a", batch_elements=40, seconds_per_element=0.0001)  # 0.001 s a row
+    first, second = entry(rows=10), entry(rows=10)
+    waiting.admit(first)
+    waiting.admit(second)
+    order = []
+    while (batch := waiting.take(0.0)) is not None:
+        order += taken(batch)
+    assert [item for item, _, _ in order] == sorted((item for item, _, _ in order), key=[first, second].index)
+    for item in (first, second):
+        assert [row for of, start, stop in order if of is item for row in range(start, stop)] == list(range(10))
+    assert waiting.requests == 0
+    assert waiting.estimated_wait == pytest.approx(0.0)
+
+
+def test_a_large_request_has_its_turn_and_then_lets_others_go_between():
+    waiting = line(limits={"a": 4})
+    waiting.register("a", batch_elements=40, seconds_per_element=0.001)  # 0.04 s a batch
+    large, small = entry(rows=100), entry(rows=1)
+    waiting.admit(large)
+    waiting.admit(small)
+    batches = [taken(waiting.take(0.0)) for _ in range(4)]
+    assert batches[:3] == [[(large, 0, 4)], [(large, 4, 8)], [(large, 8, 12)]]
+    assert batches[3][0] == (small, 0, 1)
+
+
 def test_a_burst_is_spread_over_idle_executors():
     waiting = line(executors=2, limits={"a": 8})
     for _ in range(6):
@@ -90,7 +118,7 @@ def test_models_share_executor_time_not_requests():
         batch = waiting.take(0.0)
         assert batch is not None
         order.append(batch.model)
-        waiting.done(batch, 1.0 if batch.model == "slow" else 0.1, measured=True)
+        waiting.done(batch, 1.0 if batch.model == "slow" else 0.1)
     assert order.index("fast") <= 1
     assert order[:12].count("slow") <= 2
 
@@ -102,7 +130,7 @@ def test_a_model_that_was_idle_has_saved_up_nothing():
     for _ in range(8):
         batch = waiting.take(0.0)
         assert batch is not None
-        waiting.done(batch, 1.0, measured=True)
+        waiting.done(batch, 1.0)
     for _ in range(5):
         waiting.admit(entry("b"))
     order = []
@@ -110,7 +138,7 @@ def test_a_model_that_was_idle_has_saved_up_nothing():
         batch = waiting.take(0.0)
         assert batch is not None
         order.append(batch.model)
-        waiting.done(batch, 1.0, measured=True)
+        waiting.done(batch, 1.0)
     assert sorted(order) == ["a", "a", "b", "b"]
 
 
@@ -142,7 +170,8 @@ def test_rate_follows_what_is_measured():
         waiting.admit(entry())
         batch = waiting.take(0.0)
         assert batch is not None
-        waiting.done(batch, 5.0, measured=True)
+        waiting.done(batch, 1.0)
+        waiting.paced(batch, 5.0)  # it took so much longer until the executor was free
     waiting.admit(entry())
     assert waiting.estimated_wait == pytest.approx(5.0, rel=1e-3)
 
@@ -186,7 +215,7 @@ def test_lanes_that_are_empty_are_not_kept():
         waiting.admit(entry(lane=f"shape {number}"))
         batch = waiting.take(0.0)
         assert batch is not None
-        waiting.done(batch, 0.001, measured=True)
+        waiting.done(batch, 0.001)
     assert waiting.requests == 1
     assert held(waiting) < 500
 
@@ -220,9 +249,11 @@ def scripts(draw: st.DrawFn) -> list[tuple]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(scripts(), st.integers(1, 3), st.integers(1, 5))
-def test_every_row_is_taken_once_expired_or_discarded(script: list[tuple], executors: int, limit: int):
-    waiting = line(executors=executors, limits={"a": limit, "b": limit}, max_requests=20)
+@given(scripts(), st.integers(1, 3), st.integers(1, 5), st.sampled_from([0.01, 0.001]))
+def test_every_row_is_taken_once_expired_or_discarded(script: list[tuple], executors: int, limit: int, rate: float):
+    waiting = line(executors=executors, max_requests=20)
+    for model in "ab":  # at the faster rate, a turn is several batches
+        waiting.register(model, batch_elements=10 * limit, seconds_per_element=rate)
     now = 0.0
     admitted: list[Entry] = []
     rows_taken: dict[Entry, list[tuple[int, int]]] = {}
@@ -260,7 +291,7 @@ def test_every_row_is_taken_once_expired_or_discarded(script: list[tuple], execu
                 if waiting.discard(item):
                     gone.add(id(item))
             case "done", index if running:
-                waiting.done(running.pop(index % len(running)), 0.5, measured=True)
+                waiting.done(running.pop(index % len(running)), 0.5)
     while take():
         pass
 
