@@ -78,9 +78,14 @@ class Found:
         return part.rate * self.situation.rows / self.limit
 
     @property
+    def settled(self) -> list[float]:
+        """Resident memory after the first seconds; the last value of a measurement that is shorter than those."""
+        return self.resident[SETTLED:] or self.resident[-1:]
+
+    @property
     def checks(self) -> dict[str, bool]:
         """The lines that have to hold."""
-        late = self.resident[SETTLED:] or self.resident[-1:]
+        late = self.settled
         overload = self.overload
         return {
             "throughput at least 0.9 of the limit": self.share(overload) >= 0.9,
@@ -162,10 +167,10 @@ def render(found: list[Found]) -> str:
             f"{one.answer_loop_cpu * 1e6:.0f} / {one.refusal_loop_cpu * 1e6:.0f}" for one in found
         ],
         "load generator, cores": [f"{one.overload.generator_cpu / one.overload.seconds:.2f}" for one in found],
-        "resident at 1 s / 10 s / the end / most, MiB": [
-            " / ".join(f"{value:.0f}" for value in (one.resident[1], late[0], late[-1], max(late)))
+        "resident at 0 s / 10 s / the end / most, MiB": [
+            " / ".join(f"{value:.0f}" for value in (one.resident[0], late[0], late[-1], max(late)))
             for one in found
-            for late in [one.resident[SETTLED:]]
+            for late in [one.settled]
         ],
         "share in the first second after / the next four": [
             f"{one.share(one.first_second):.3f} / {one.share(one.after):.3f}" for one in found

@@ -27,6 +27,9 @@ from app.errors import Overloaded
 STALLED = 1.5
 """An oldest request that has waited this many times the longest wait shows that the estimate is not to be trusted."""
 
+ADMITTED = 0.9
+"""Part of the longest wait up to which work is admitted: the rest is for the estimate's error and the way back."""
+
 TURN_SECONDS = 0.1
 """Executor time after which a request that is taken in slices lets others go first."""
 
@@ -165,7 +168,7 @@ class WaitingLine:
 
     def check_room(self) -> None:
         """Raise Overloaded, with the seconds after which to try again, when nothing more is admitted."""
-        if self.requests >= self._max_requests or self.estimated_wait > self._max_wait:
+        if self.requests >= self._max_requests or self.estimated_wait > ADMITTED * self._max_wait:
             raise Overloaded(
                 f"the queue is full ({self.requests} requests, {self.estimated_wait:.2f} s of work); try again later",
                 retry_after=self.estimated_wait,
