@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from app.settings import Settings
-from bench import load, machine
-from bench.bundles import FORECASTER, ensure_bundles
+from bench import limit, load, machine
+from bench.bundles import FORECASTER, WORK, ensure_bundles
 from bench.cells import cores
 from bench.load import Load
 from bench.payloads import v2_binary
 from bench.process import Running, free_port
-from bench.report import ms, table
-from bench.run import RESULTS, limit
+from bench.report import RESULTS, ms, table
 from bench.servers import PATIENCE, environment, kronserve_command
 
 CONNECTIONS, FACTOR = 512, 10
@@ -101,7 +100,7 @@ def measure(situation: Situation, seconds: float) -> Found:
     """A server of its own; the limit before and after, while the server is frozen."""
     form = v2_binary(FORECASTER.name, situation.rows)
     command = [*kronserve_command(port := free_port()), "--queue-budget", str(situation.queue_budget)]
-    log = RESULTS.parent / ".work" / "logs" / "overload.log"
+    log = WORK / "logs" / "overload.log"
     running = Running(command, port, "/v2/health/ready", log, environment(), PATIENCE)
     target = form.target(port)
     try:
@@ -141,7 +140,7 @@ def _limit(running: Running) -> float:
     running.settle()
     running.freeze()
     try:
-        return float(limit(FORECASTER, LIMIT_SECONDS)["samples_per_second"])
+        return float(limit.apart(FORECASTER, LIMIT_SECONDS)["samples_per_second"])
     finally:
         running.thaw()
 

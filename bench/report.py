@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from bench import summary
 from bench.servers import FLOORS
+
+RESULTS = Path(__file__).with_name("results")
+"""Where results are kept."""
 
 OURS = "kronserve"
 DISTURBED = 0.1

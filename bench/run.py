@@ -18,15 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench import agreement, bundles, generators, machine, mixed, over_grpc
-from bench.bundles import MODELS, Benchmarked
+from bench import agreement, bundles, generators, limit, machine, mixed, over_grpc
+from bench.bundles import MODELS
 from bench.cells import Cell, cells, measure
 from bench.environments import NotInstallable
 from bench.load import NoLoadGenerator
 from bench.process import NotStarted, Running
+from bench.report import RESULTS
 from bench.servers import FLOORS, SERVERS, Server, forget_plans
 
-RESULTS = Path(__file__).with_name("results")
 IDLE_SECONDS = 2.0
 
 Found = TypeVar("Found")
@@ -135,7 +135,7 @@ def _round(number: int, chosen: list[Cell], running: dict[str, Running], seconds
         turn = (number + index) % max(1, len(takers))
         model = MODELS[cell.model]
         block: dict[str, Any] = {"round": number, "cell": str(cell), "payload": cell.payload, "model": cell.model}
-        block |= {"concurrency": cell.concurrency, "servers": {}, "limits": [limit(model, seconds / 2)]}
+        block |= {"concurrency": cell.concurrency, "servers": {}, "limits": [limit.apart(model, seconds / 2)]}
         for name, form in takers[turn:] + takers[:turn]:
             target = form.target(running[name].port)
             work = partial(measure, target=target, concurrency=cell.concurrency, seconds=seconds)
@@ -144,7 +144,7 @@ def _round(number: int, chosen: list[Cell], running: dict[str, Running], seconds
             except subprocess.CalledProcessError as error:
                 block.setdefault("failures", {})[name] = f"{error}: {error.stderr}"
                 _say(f"{name}, {cell}: FAILED, {error.stderr}")
-        block["limits"].append(limit(model, seconds / 2))
+        block["limits"].append(limit.apart(model, seconds / 2))
         block["limit"] = sum(entry["samples_per_second"] for entry in block["limits"]) / 2
         block["lone_seconds"] = min(entry["lone_seconds"] for entry in block["limits"])
         for found in block["servers"].values():
@@ -160,7 +160,7 @@ def _mixed(number: int, running: dict[str, Running], seconds: float) -> list[dic
     found = []
     for name in (name for name in running if name not in FLOORS):
         situations = _alone(name, running[name], partial(mixed.measure, SERVERS[name], seconds=seconds))
-        limits = {model.name: limit(model, seconds / 2)["samples_per_second"] for model in MODELS.values()}
+        limits = {model.name: limit.apart(model, seconds / 2)["samples_per_second"] for model in MODELS.values()}
         found.append({"round": number, "server": name, "limits": limits, "situations": situations})
         _say(f"round {number + 1}, mixed: {name}")
     return found
@@ -176,14 +176,6 @@ def _over_grpc(number: int, speaking: over_grpc.Served, seconds: float) -> list[
         share = entry["grpc"]["rate"] / entry["rest"]["rate"]
         _say(f"round {number + 1}, gRPC over REST: {entry['model']}, {entry['connections']} connections {share:.2f}")
     return [{"round": number} | entry for entry in found]
-
-
-def limit(model: Benchmarked, seconds: float) -> dict[str, Any]:
-    """`bench.limit` in its own process."""
-    command = [sys.executable, "-m", "bench.limit", str(model.graph), "--shape", ",".join(map(str, model.shape))]
-    done = subprocess.run([*command, "--seconds", str(seconds)], capture_output=True, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
 
 
 def _alone(name: str, one: Running, work: Callable[[Running], Found]) -> Found:

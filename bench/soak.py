@@ -31,8 +31,7 @@ from bench import machine
 from bench.cells import cores
 from bench.chaos import OUTCOMES, counters
 from bench.process import Running, free_port
-from bench.report import ms, table
-from bench.run import RESULTS
+from bench.report import RESULTS, ms, table
 from bench.servers import environment
 from bench.soak_clients import Clients, Seen
 from bench.soak_requests import kinds

@@ -328,3 +328,30 @@ async def test_retired_model_answers_what_it_accepted_and_is_let_go():
             gc.collect()
             await asyncio.sleep(0.01)
         assert gone() is None
+
+
+async def test_the_estimate_counts_what_keeps_an_executor_from_its_next_batch():
+    """Here the time goes by after the model has run, as it does for threads that wait for the interpreter."""
+
+    class Slow:
+        now = 0.0
+
+        def batch_done(self, model: Runnable, rows: int, waited: list[float], times: BatchTimes) -> None:
+            assert times.whole == 0.0
+            self.now += 5.0
+
+        def request_done(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
+            pass
+
+    slow, model = Slow(), DoublingModel()
+    scheduler = Scheduler(executors=1, max_wait=inf, max_requests=10, observers=[slow], clock=lambda: slow.now)
+    scheduler.start()
+    scheduler.register(model)
+    for _ in range(60):
+        await scheduler.submit(model, rows(1), ["y"])
+    first = await blocked(scheduler, model)
+    second = scheduler.submit(model, rows(2), ["y"])
+    assert scheduler.estimated_wait == pytest.approx(5.0, rel=0.01)
+    model.gate.set()
+    await asyncio.gather(first, second)
+    await scheduler.close(5.0)
