@@ -15,10 +15,16 @@ def attention_outputs(manifest: Manifest) -> tuple[TensorSpec, ...]:
     """The outputs attention.BLOCK.MODE. UnusableInput: the bundle was exported without them."""
     specs = tuple(spec for spec in manifest.outputs if spec.on_request and spec.name.startswith("attention."))
     if not specs:
-        raise UnusableInput(
-            f"{manifest.name}/{manifest.version} cannot explain itself: it was exported without --explain",
-            field="explain",
-        )
+        config = manifest.provenance.config
+        which = f"{manifest.name}/{manifest.version}"
+        if config.get("kind") == "volume-classifier" and str(config.get("attention")).startswith("hot-"):
+            why = (
+                f"it was exported without --explain; kronserve export FOLDER/{which} --name {manifest.name} "
+                f"--version {manifest.version} --repository NEW --explain makes one of it that can"
+            )
+        else:
+            why = "its network has no attention matrix of each mode, as HOT networks have"
+        raise UnusableInput(f"{which} cannot explain itself: {why}", field="explain")
     return specs
 
 

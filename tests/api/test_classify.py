@@ -15,7 +15,10 @@ import onnxruntime as ort
 import orjson
 import pytest
 
+from app.errors import UnusableInput
+from app.manifest import Manifest
 from app.settings import Settings
+from app.tasks.attention import attention_outputs
 from models.config import ClassifierConfig
 from tests.conftest import speaking_to
 from tests.explained import EXPLAINED, reference, write_explained
@@ -193,9 +196,37 @@ async def test_attention_explains_on_request(tmp_path: Path, service_settings: S
         assert slices.mean() == pytest.approx(1, abs=1e-5)
 
 
-async def test_a_bundle_that_cannot_explain_itself_says_so(client: httpx.AsyncClient) -> None:
+async def test_the_shipped_classifier_explains_itself(client: httpx.AsyncClient, repository: Path) -> None:
     response = await client.post(URL, content=npy(mask()), params={"explain": "attention"})
+    assert response.status_code == 200, response.text
+    (prediction,) = response.json()["predictions"]
+    plain = (await client.post(URL, content=npy(mask()))).json()["predictions"][0]
+    assert prediction["probabilities"] == pytest.approx(plain["probabilities"], abs=1e-5)
+    session = ort.InferenceSession(
+        repository / "hot-adrenal" / "1" / "explain.onnx", providers=["CPUExecutionProvider"]
+    )
+    # 64 to 32 by the area of eight voxels, as the manifest says.
+    volume = mask().astype(np.float32).reshape(32, 2, 32, 2, 32, 2).mean(axis=(1, 3, 5))
+    names = [output.name for output in session.get_outputs()][1:]
+    truth = dict(zip(names, session.run(names, {"volume": volume[np.newaxis, np.newaxis]}), strict=True))
+    assert len(names) == 4 * 3
+    for name, matrices in truth.items():
+        _, block, mode = name.split(".")
+        found = prediction["explanation"]["attention"][block][("depth", "height", "width")[int(mode)]]
+        np.testing.assert_allclose(found, matrices[0], atol=1e-5)
+        np.testing.assert_allclose(np.sum(found, axis=-1), 1, atol=1e-5)
+    assert {len(slices) for slices in prediction["explanation"]["saliency"].values()} == {32}
+
+
+async def test_bundles_that_cannot_explain_themselves_say_why(client: httpx.AsyncClient, repository: Path) -> None:
+    url = "/v1/models/kan-adrenal/classify"
+    response = await client.post(url, content=npy(mask()), params={"explain": "attention"})
     assert (response.status_code, response.json()["field"]) == (422, "explain")
+    assert "no attention matrix of each mode" in response.json()["error"]
+    manifest = Manifest.model_validate_json((repository / "hot-adrenal" / "1" / "manifest.json").read_bytes())
+    without = manifest.model_copy(update={"outputs": manifest.outputs[:1]})
+    with pytest.raises(UnusableInput, match=r"export FOLDER/hot-adrenal/1 --name hot-adrenal .*--explain makes"):
+        attention_outputs(without)
 
 
 async def test_the_limit_of_decoded_bytes_holds_for_all_files_together(client: httpx.AsyncClient) -> None:
