@@ -316,7 +316,7 @@ def _decoded(dataset: Dataset) -> npt.NDArray[Any]:
     """As many frames as the file says it has: what lies behind them was not held against the limit."""
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     options: dict[str, Any] = {"allow_excess_frames": False}
-    if syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed:
+    if isinstance(syntax, _library().uid.UID) and syntax.is_transfer_syntax and syntax.is_compressed:
         if syntax != _RLE:
             raise UnusableInput(
                 f"pixels compressed as {syntax.name} are not decoded here; send them uncompressed or as RLE"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import UnusableInput
+from app.errors import InvalidRequest, UnusableInput
 from app.readers.isolated import SECONDS, ask
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ class Packed:
 def packed(dataset: Dataset, number: int, frames: int, size: int) -> Packed | None:
     """A file's pixels for `unpacked`; None where they are not of these syntaxes.
 
-    number: of the file among those of its series, for errors. UnusableInput: they cannot be decoded here.
+    number: of the file among those of its series, for errors.
+
+    Raises:
+        UnusableInput: they cannot be decoded here. InvalidRequest: the file does not say what they are.
     """
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     decoder = _DECODERS.get(str(syntax))
@@ -74,15 +77,19 @@ def packed(dataset: Dataset, number: int, frames: int, size: int) -> Packed | No
             f"pixels compressed as {syntax.name} need the extra 'dicom-jpeg' on the server (pip install "
             "'kronserve[dicom-jpeg]'); or send them uncompressed or as RLE"
         )
-    header: dict[str, Any] = {key: int(dataset[key].value) for key in _TOLD if key in dataset}
+    try:
+        header: dict[str, Any] = {key: int(dataset[key].value) for key in _TOLD if key in dataset}
+        tables = {key: base64.b64encode(dataset[key].value).decode() for key in _OFFSETS if key in dataset}
+        pixels = bytes(dataset.PixelData)
+    except Exception as exc:  # empty, or of another kind than the attribute has
+        raise InvalidRequest("the DICOM file does not say how its pixels are laid out") from exc
     if syntax == _EXTENDED and header.get("BitsStored") != 8:
         raise UnusableInput(
             "pixels compressed as lossy JPEG of 12 bits are not decoded here; send them uncompressed or as RLE"
         )
     header |= {"NumberOfFrames": frames, "TransferSyntaxUID": str(syntax)}
-    tables = {key: base64.b64encode(dataset[key].value).decode() for key in _OFFSETS if key in dataset}
     question = {"number": number, "plugin": plugin, "header": header, "tables": tables}
-    return Packed(number, question, bytes(dataset.PixelData), size)
+    return Packed(number, question, pixels, size)
 
 
 def unpacked(files: Sequence[Packed], several: bool) -> list[npt.NDArray[Any]]:

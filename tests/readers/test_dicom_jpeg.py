@@ -187,6 +187,28 @@ def test_what_is_not_decoded(syntax: str, changes: dict[str, Any], message: str)
         read_volume(made.zipped(files), LIMIT)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"BitsStored": None}, {"HighBit": [1, 2]}, {"PixelRepresentation": None}, {"ExtendedOffsetTable": None}],
+)
+def test_headers_that_do_not_say_what_the_pixels_are(changes: dict[str, Any]) -> None:
+    files = []
+    for number, pixels in enumerate(ARRAY):
+        one = compressed(pixels, number, JPEG2000Lossless, [b"\0\0"])
+        for keyword, value in changes.items():
+            setattr(one, keyword, value)
+        files.append(made.written(one))
+    with pytest.raises(InvalidRequest, match="laid out"):
+        read_volume(made.zipped(files), LIMIT)
+
+
+def test_several_transfer_syntaxes_are_none() -> None:
+    (whole,) = made.series(order=[0])
+    known = b"1.2.840.10008.1.2.1\0"
+    with pytest.raises((InvalidRequest, UnusableInput)):
+        read_volume(whole.replace(known, rb"1.2.840.10008\1.2.4"), LIMIT)
+
+
 def test_one_slice_is_refused_before_a_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> None:
         raise AssertionError
