@@ -13,7 +13,7 @@ from app.access import Keys, load_keys
 from app.engine import device
 from app.engine.repository import Repository
 from app.engine.scheduler import Scheduler
-from app.errors import Unavailable
+from app.errors import LoadFailed, Unavailable
 from app.inference_statistics import InferenceStatistics
 from app.integrity import trusted_keys
 from app.journal import Journal
@@ -91,6 +91,8 @@ class Service:
             await asyncio.sleep(interval)
             try:
                 await self._change(self.repository.look)
+            except LoadFailed:  # which the repository has logged
+                continue
             except Exception as error:
                 logger.error("a look at the model repository failed: %s: %s", type(error).__name__, error)
 

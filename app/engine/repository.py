@@ -74,6 +74,7 @@ class Repository:
         self._seen: dict[tuple[str, str], Fingerprint] = {}
         self._unloaded: set[str] = set()
         self._stopping = False
+        self._readable = True
         self.loaded = False
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -239,6 +240,8 @@ class Repository:
             if bundle_folders.fingerprint(folder) != before:
                 raise BrokenBundle("its files changed while it was loaded")
         except Exception as error:
+            if self._stopping:  # a process that ends starts no threads to measure with
+                return NotServing(name, version, "the server was leaving")
             known = isinstance(error, BrokenBundle)
             logger.error("cannot load %s/%s: %s", name, version, error, exc_info=None if known else error)
             reason = str(error) if known else f"{type(error).__name__}, see the log"
@@ -258,6 +261,8 @@ class Repository:
             self._serving[name, version] = self._tried[name, version]
         else:
             self._serving.pop((name, version), None)
+        if entry is None:  # when it comes back, it is new
+            self._tried.pop((name, version), None)
         if isinstance(before, Model):
             self._line.retire(before)
             logger.info("%s/%s leaves", name, version)
@@ -269,7 +274,11 @@ class Repository:
     def _scan(self) -> dict[str, dict[str, Path]]:
         """The folder now; when it cannot be read, a failure that changes nothing."""
         try:
-            return bundle_folders.scan(self.root)
+            found = bundle_folders.scan(self.root)
         except OSError as error:
-            logger.error("the model repository cannot be read: %s", error)
+            if self._readable:
+                logger.error("the model repository cannot be read: %s", error)
+            self._readable = False
             raise LoadFailed("the model repository cannot be read") from error
+        self._readable = True
+        return found

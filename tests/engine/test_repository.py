@@ -204,6 +204,26 @@ def test_renumbered_version_serves_without_a_gap(tmp_path: Path, models: Path):
     assert repository.versions("m") == ["2"]
 
 
+@pytest.mark.parametrize("policy", ["all", "latest:1"])
+def test_watch_takes_back_what_it_let_go(tmp_path: Path, models: Path, policy: str):
+    """A rollback: the newer version leaves, and the older one, which may have left before, serves again."""
+    repository, line = open_repository(tmp_path, policy=policy)
+    repository.load_all()
+    write_offset_model(models / "2", 2)
+    for _ in range(2):
+        repository.look()
+    assert answer(repository) == 2
+    (models / "2").rename(models / ".2")
+    for _ in range(2):
+        repository.look()
+    assert (answer(repository), repository.versions("m")) == (1, ["1"])
+    (models / ".2").rename(models / "2")
+    for _ in range(2):
+        repository.look()
+    assert answer(repository) == 2
+    assert [model.version for model in line.known][-1] == "2"
+
+
 def test_unreadable_repository_changes_nothing(tmp_path: Path, models: Path):
     repository, _ = open_repository(tmp_path)
     repository.load_all()
