@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,8 @@ def serve(argv: Sequence[str]) -> int:
             "or say --open true (KRONSERVE_OPEN) to serve everybody"
         )
     set_up_logging(settings.log_level, settings.log_format)
+    for key in configuration.unknown_variables():
+        logger.warning("%s is not a setting, and is ignored", key)
     from app.api.direct import DirectInference
     from app.main import create_app
 
@@ -131,17 +134,20 @@ class Server(uvicorn.Server):
         try:
             self._grpc = _grpc_server(self._service)
         except OSError as error:
-            logger.error("%s; --grpc-port takes another one, or none to go without", error)
+            logger.error("gRPC: %s; --host and --grpc-port say where, none as the port goes without", error)
             self.should_exit = True
             return
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # the port is taken, and uvicorn has said so
+            self._service.repository.stop()
+            raise SystemExit(1) from None
         if self._grpc is not None and self.started:
             await self._grpc.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's shutdown, after what was on its way has been taken in and answered, or the grace is over."""
-        for listener in self.servers:
-            listener.close()
+        await self._stop_listening()
         loop, grace = asyncio.get_running_loop(), self._service.settings.shutdown_grace
         lingered = loop.time() + LINGER_SECONDS
         until = lingered + grace
@@ -176,6 +182,26 @@ class Server(uvicorn.Server):
             await asyncio.sleep(POLL_SECONDS)
         if sending.is_alive():
             logger.warning("the last spans could not be sent")
+
+    async def _stop_listening(self) -> None:
+        """Close the listening sockets. Connections that only the kernel has accepted are taken in, not reset."""
+        loop = asyncio.get_running_loop()
+        waiting: list[socket.socket] = []
+        for listener in self.servers:
+            for listening in listener.sockets:
+                with socket.socket(fileno=os.dup(listening.fileno())) as own, contextlib.suppress(OSError):
+                    own.setblocking(False)
+                    while True:
+                        waiting.append(own.accept()[0])
+            listener.close()
+        config, state = self.config, self.server_state
+
+        def protocol() -> asyncio.Protocol:
+            made = cast("type[BoundedHttpProtocol]", config.http_protocol_class)
+            return made(config=config, server_state=state, app_state=self.lifespan.state)
+
+        taken_in = [loop.connect_accepted_socket(protocol, connection, ssl=config.ssl) for connection in waiting]
+        await asyncio.gather(*taken_in, return_exceptions=True)  # one that has gone, or speaks no TLS, is no matter
 
     def _stop_accepting(self) -> None:
         self.should_exit = True

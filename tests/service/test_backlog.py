@@ -1,0 +1,40 @@
+"""The end of listening: connections that wait in the kernel for the event loop are answered, not reset."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from app.http_protocol import BoundedHttpProtocol
+from app.main import create_app
+from app.serve import Server
+from app.settings import Settings
+from tests.tiny_models import write_offset_model
+
+REQUEST = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_connections_in_the_backlog_are_answered(tmp_path: Path) -> None:
+    write_offset_model(tmp_path / "models" / "m" / "1", 1)
+    app = create_app(Settings(repository=tmp_path / "models", grpc_port=None, cache_dir=tmp_path / "cache"))
+    config = uvicorn.Config(app, port=0, http=BoundedHttpProtocol, log_config=None, ws="none")
+    config.load()
+    server = Server(config, app.state.service)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    address = server.servers[0].sockets[0].getsockname()
+    # Nothing is awaited from here on, so the event loop has no chance to accept them.
+    clients = [socket.create_connection(address) for _ in range(20)]
+    for client in clients:
+        client.sendall(REQUEST)
+    leaving = asyncio.create_task(server.shutdown())
+    server._service.draining = True
+    for client in clients:
+        client.setblocking(False)
+        answer = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1000), 20)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        client.close()
+    await leaving
