@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ import orjson
 from pydantic import ValidationError
 
 from app.settings import PREFIX, Settings
+
+_LINK = re.compile(rf"{PREFIX}(.*_)?(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)$")
+"""What Kubernetes tells a pod about a Service called kronserve."""
 
 
 def parser(command: str, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -50,16 +54,29 @@ def read(parsing: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Setting
         if not first["loc"]:  # of several settings together
             parsing.error(first["msg"])
         name = str(first["loc"][0])
-        parsing.error(f"--{name.replace('_', '-')} ({PREFIX}{name.upper()}): {first['msg']}, got {first['input']!r}")
+        option = f"--{name.replace('_', '-')} ({PREFIX}{name.upper()})"
+        # What is neither an option nor a variable stands in the file.
+        place = option if name in sources else f"{given.get('config') or os.environ.get(PREFIX + 'CONFIG')}: {name}"
+        fault = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        parsing.error(f"{place}: {fault}, got {first['input']!r}")
     except (OSError, ValueError) as error:  # of the file
         parsing.error(f"--config ({PREFIX}CONFIG): {error}")
     return settings, sources
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that look like settings and are none: most likely misspelt."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {"KRONSERVE_DATA"}
+    mine = {key for key in os.environ if key.upper().startswith(PREFIX)}
+    return sorted(key for key in mine if key.upper() not in known and not _LINK.match(key))
 
 
 def config(argv: Sequence[str]) -> int:
     """Print the settings in force as TOML, each with where it comes from."""
     options = parser("config", "Print the settings in force.", "example: KRONSERVE_PORT=9000 kronserve config")
     settings, sources = read(options, argv)
+    for key in unknown_variables():
+        sys.stderr.write(f"{key} is not a setting\n")
     for name in Settings.model_fields:
         value = getattr(settings, name)
         line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"

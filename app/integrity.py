@@ -119,7 +119,7 @@ def trusted_keys(path: Path) -> list[Ed25519PublicKey]:
 
     mark = "-----END PUBLIC KEY-----"
     keys = []
-    for part in path.read_text(encoding="ascii").split(mark)[:-1]:
+    for part in path.read_text(encoding="ascii", errors="replace").split(mark)[:-1]:
         try:
             key = load_pem_public_key((part + mark).strip().encode())
         except (ValueError, UnsupportedAlgorithm) as error:

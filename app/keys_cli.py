@@ -35,6 +35,6 @@ def key(argv: Sequence[str]) -> int:
     sys.stderr.write(f"key of {options.name}, shown this once: {secret}\n")
     lines = [f"[keys.{options.name}]", f'sha256 = "{digest}"', f"scopes = [{scopes}]"]
     limits = {name: getattr(options, name) for name in ("requests_per_second", "concurrent")}
-    lines += [f"{name} = {value:g}" for name, value in limits.items() if value is not None]
+    lines += [f"{name} = {value}" for name, value in limits.items() if value is not None]
     sys.stdout.write("\n".join(lines) + "\n\n")
     return 0

@@ -26,7 +26,7 @@ _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
 class Settings(BaseSettings):
     """What an operator can set. Sizes are bytes, times are seconds."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     config: Path | None = Field(None, description="TOML file of settings, by the names of these options with _ for -.")
     repository: Path = Field(Path("model_repository"), description="Folder of NAME/VERSION bundles.")
@@ -114,6 +114,30 @@ class Settings(BaseSettings):
     def _empty_is_none(cls, value: object) -> object:
         return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value
 
+    @field_validator("port", "grpc_port", mode="before")
+    @classmethod
+    def _no_link(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith(("tcp://", "udp://")):
+            raise ValueError(
+                "Kubernetes sets this variable itself where a Service is called kronserve; "
+                "enableServiceLinks: false in the pod's spec ends that"
+            )
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _no_brackets(cls, value: str) -> str:
+        if value.startswith("["):
+            raise ValueError("an IPv6 address stands without brackets here")
+        return value
+
+    @field_validator("repository", "cache_dir", mode="before")
+    @classmethod
+    def _not_empty(cls, value: object) -> object:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("an empty path")
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, value: str) -> str:
@@ -143,7 +167,7 @@ class Settings(BaseSettings):
         """What is given in code first, then the environment, then the file that one of them names."""
         assert isinstance(init_settings, InitSettingsSource)
         file = init_settings.init_kwargs.get("config") or env_settings().get("config")
-        if not file:
+        if not file or str(file).lower() == "none":
             return init_settings, env_settings
         if not Path(file).is_file():
             raise FileNotFoundError(f"there is no file {file}")

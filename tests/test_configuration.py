@@ -46,8 +46,8 @@ def test_the_file_s_name_may_come_from_the_command_line(file: Path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("prot = 1", "--prot"),
-        ("port = 'x'", "--port (KRONSERVE_PORT)"),
+        ("prot = 1", "kronserve.toml: prot: there is no such setting"),
+        ("port = 'x'", "kronserve.toml: port: "),
         ("port = [", "--config (KRONSERVE_CONFIG)"),
         (None, "there is no file"),
     ],
@@ -82,3 +82,34 @@ def test_every_setting_is_in_the_help(capsys: pytest.CaptureFixture[str]):
         assert f"--{name.replace('_', '-')}" in shown
         assert f"KRONSERVE_{name.upper()}" in shown
         assert field.description
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--shutdown-grace", "inf"], "finite"),
+        (["--queue-budget", "nan"], "finite"),
+        (["--repository", ""], "empty path"),
+        (["--host", "[::1]"], "without brackets"),
+        (["--port", "tcp://10.0.0.1:8000"], "enableServiceLinks: false"),
+    ],
+)
+def test_values_that_would_harm_later_are_refused(
+    file: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+):
+    with pytest.raises(SystemExit):
+        settings("--config", str(file), *argv)
+    assert said in capsys.readouterr().err
+
+
+def test_misspelt_variables_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("KRONSERVE_PROT", "8000")
+    monkeypatch.setenv("KRONSERVE_CONFIG", "none")
+    for link in ("KRONSERVE_SERVICE_HOST", "KRONSERVE_SERVICE_PORT_HTTP", "KRONSERVE_PORT_8000_TCP_ADDR"):
+        monkeypatch.setenv(link, "10.0.0.1")
+    assert config([]) == 0
+    told = capsys.readouterr().err
+    assert "KRONSERVE_PROT is not a setting" in told
+    assert "10.0.0.1" not in told
+    assert "TCP" not in told
+    assert "SERVICE" not in told
