@@ -68,7 +68,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
             }
         },
     },
-    **error_responses(400, 404, 413, 415, 422, 429, 500, 503, 504),
+    **error_responses(400, 404, 413, 415, 422, 429, 500, 501, 503, 504),
 }
 
 Horizons = Annotated[
@@ -114,7 +114,7 @@ async def evaluate(
                 options,
                 spec,
                 max(horizons),
-                loaded.inputs[0].name,
+                loaded.inputs[0],
                 service.settings.max_decoded_bytes,
                 keep=lambda _: None,
             ),

@@ -18,7 +18,7 @@ from app.api.series_query import SeriesOptions, SeriesQuery
 from app.api.task_routes import require_task, task_router
 from app.api.uploads import Upload, read_uploads
 from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
-from app.manifest import Forecasting
+from app.manifest import Forecasting, TensorSpec
 from app.readers.formats import format_of, read_series
 from app.readers.libraries import offload_with
 from app.readers.regularity import Report, settle
@@ -94,7 +94,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
             },
         },
     },
-    **error_responses(400, 404, 406, 413, 415, 422, 429, 500, 503, 504),
+    **error_responses(400, 404, 406, 413, 415, 422, 429, 500, 501, 503, 504),
 }
 
 Horizon = Annotated[
@@ -143,7 +143,7 @@ async def forecast(
                 options,
                 spec,
                 horizon,
-                loaded.inputs[0].name,
+                loaded.inputs[0],
                 service.settings.max_decoded_bytes,
                 keep=lambda steps: history_needed(spec, steps, probabilities),
             )
@@ -179,7 +179,7 @@ def decoded(
     options: SeriesQuery,
     spec: Forecasting,
     horizon: int | None,
-    input_name: str,
+    tensor: TensorSpec,
     limit: int,
     *,
     keep: Callable[[int | None], int | None],
@@ -202,7 +202,8 @@ def decoded(
             numbers += regular.values.size
             if numbers * 8 > limit:
                 raise PayloadTooLarge(f"with left-out steps, the series have more numbers than {limit} bytes take")
-            settled.append(Settled(forecasting.prepare(regular, spec, steps, input_name=input_name), report))
+            ready = forecasting.prepare(regular, spec, steps, input_name=tensor.name, width=tensor.shape[1])
+            settled.append(Settled(ready, report))
         except UnusableInput as error:
             if series.id is not None:
                 error.message = f"series {series.id[:40]!r}: {error.message}"

@@ -29,11 +29,11 @@ def task_router(
     """POST routes to `endpoint`, which reads the version from the request's path parameters; None there is any."""
     router = APIRouter(tags=["Tasks"])
     for path, title, parameters in (
-        (f"/v1/models/{{model}}/{task}", summary, [deadline.DOCUMENTED]),
+        (f"/v1/models/{{model}}/{task}", summary, []),
         (
             f"/v1/models/{{model}}/versions/{{version}}/{task}",
             f"{summary} with one version",
-            [VERSION, deadline.DOCUMENTED],
+            [VERSION],
         ),
     ):
         router.add_api_route(

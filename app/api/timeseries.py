@@ -23,7 +23,7 @@ from app.api.interval_runs import Quantiles, check_intervals, history_needed, ru
 from app.api.task_routes import require_task
 from app.engine.runtime import Model
 from app.errors import InvalidRequest, UnusableInput
-from app.manifest import Forecasting
+from app.manifest import Forecasting, TensorSpec
 from app.readers.bounded import read_body
 from app.readers.calendar import isoformat
 from app.readers.formats import started
@@ -199,7 +199,7 @@ async def _answer(service: Service, request: Request, asked: ForecastRequest, si
 
     def prepare() -> list[forecasting.Prepared]:
         return [
-            _prepared(one, number, spec, horizon, model.inputs[0].name, history_needed(spec, horizon, probabilities))
+            _prepared(one, number, spec, horizon, model.inputs[0], history_needed(spec, horizon, probabilities))
             for number, one in enumerate(asked.inputs)
         ]
 
@@ -255,7 +255,7 @@ async def _answer(service: Service, request: Request, asked: ForecastRequest, si
 
 
 def _prepared(
-    one: Input, number: int, spec: Forecasting, horizon: int, input_name: str, keep: int | None
+    one: Input, number: int, spec: Forecasting, horizon: int, tensor: TensorSpec, keep: int | None
 ) -> forecasting.Prepared:
     field = f"inputs.{number}.series"
     try:
@@ -275,7 +275,7 @@ def _prepared(
         regular, _ = settle(
             series, spec.lookback, keep=keep, frequency=None if series.timestamps is not None else one.frequency
         )
-        return forecasting.prepare(regular, spec, horizon, input_name=input_name)
+        return forecasting.prepare(regular, spec, horizon, input_name=tensor.name, width=tensor.shape[1])
     except UnusableInput as error:
         error.field = error.field if error.field == "horizon" else f"inputs.{number}"
         raise

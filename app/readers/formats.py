@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,7 +69,12 @@ def sniff(data: Buffer) -> Format:
         return "parquet"
     if head.startswith((ARROW_MAGIC, b"\xff\xff\xff\xff")):
         return "arrow"
-    return "json" if head.lstrip().startswith((b"{", b"[")) else "csv"
+    return "json" if _begins(head).startswith((b"{", b"[")) else "csv"
+
+
+def _begins(head: bytes) -> bytes:
+    """Without what may stand before the first character: a mark of UTF-8, and space."""
+    return head.removeprefix(BOM_UTF8).lstrip()
 
 
 def read_series(
@@ -84,6 +90,8 @@ def read_series(
         InvalidRequest: malformed bytes. UnusableInput: values, names or timestamps that no forecast can start from.
         PayloadTooLarge: more numbers than `limit` holds. NotSupported: a format whose library is not installed.
     """
+    if payload_format == "json" and bytes(data[: len(BOM_UTF8)]) == BOM_UTF8:
+        data = memoryview(data)[len(BOM_UTF8) :]
     if payload_format == "json" and bytes(data[:64]).lstrip().startswith(b"{"):
         _refuse_selection(selection, "a JSON object")
         return _read_document(data, limit, frequency)
@@ -103,7 +111,7 @@ def read_series(
 
 def _read_document(data: Buffer, limit: int, frequency: str | None) -> SeriesPayload:
     """{"target": [[..], ..], "names"?, "start"?, "freq"?, "horizon"?}; target is variates x time, or flat for one."""
-    members, target = read_document(data, "target", limit)
+    members, target = read_document(data, "target", limit, gaps=True)
     unknown = sorted(set(members) - {"names", "start", "freq", "horizon"})
     if unknown:
         raise InvalidRequest(f"unknown member {unknown[0][:40]!r}", field=unknown[0][:40])

@@ -22,12 +22,17 @@ MAX_GENERAL_BYTES = 4 << 20
 MAX_DEPTH = 8
 
 
-def read_document(body: Buffer, array_key: str, limit: int) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
+def read_document(
+    body: Buffer, array_key: str, limit: int, *, gaps: bool = False
+) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
     """Split a JSON object into its array `array_key` (nested lists of numbers, any depth) and all its other members.
+
+    Args:
+        gaps: null is a missing number, NaN in the array.
 
     Raises:
         InvalidRequest: not JSON (NaN and Infinity are not), not an object, or the array is absent or ragged.
-        UnusableInput: an element of the array is null, text or a boolean; the message names its place.
+        UnusableInput: an element of the array is null (without `gaps`), text or a boolean; the message names its place.
         PayloadTooLarge: its numbers would take more than `limit` bytes as float64.
     """
     text = bytes(body)
@@ -40,7 +45,7 @@ def read_document(body: Buffer, array_key: str, limit: int) -> tuple[dict[str, A
         return fast
     if len(text) > MAX_GENERAL_BYTES:
         raise InvalidRequest(f"{array_key!r} must be regular nested lists of numbers in valid JSON", field=array_key)
-    return _read_general(text, array_key)
+    return _read_general(text, array_key, gaps)
 
 
 def _read_fast(text: bytes, array_key: str) -> tuple[dict[str, Any], npt.NDArray[np.float64]] | None:
@@ -102,7 +107,7 @@ def _count_lists(value: Any) -> int:
     return 0
 
 
-def _read_general(text: bytes, array_key: str) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
+def _read_general(text: bytes, array_key: str, gaps: bool) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as exc:
@@ -114,7 +119,7 @@ def _read_general(text: bytes, array_key: str) -> tuple[dict[str, Any], npt.NDAr
     nested = document.pop(array_key)
     if not isinstance(nested, list):
         raise InvalidRequest(f"{array_key!r} must be nested lists of numbers", field=array_key)
-    _check(nested, _first_shape(nested), array_key, array_key)
+    _check(nested, _first_shape(nested), array_key, array_key, gaps)
     try:
         return document, np.array(nested, np.float64)
     except (OverflowError, ValueError) as exc:
@@ -129,12 +134,12 @@ def _first_shape(nested: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _check(nested: Any, shape: tuple[int, ...], place: str, field: str) -> None:
+def _check(nested: Any, shape: tuple[int, ...], place: str, field: str, gaps: bool) -> None:
     """Every element where the first ones say it should be; the first that is not is named."""
     if not shape:
         if isinstance(nested, list):
             raise InvalidRequest(f"{place} is a list, its neighbours are numbers", field=field)
-        if type(nested) not in (int, float):
+        if type(nested) not in (int, float) and not (gaps and nested is None):
             kind = {type(None): "null", bool: "a boolean", str: "text"}.get(type(nested), "an object")
             raise UnusableInput(f"{place} is {kind}, not a number", field=field)
         return
@@ -143,4 +148,4 @@ def _check(nested: Any, shape: tuple[int, ...], place: str, field: str) -> None:
     if len(nested) != shape[0]:
         raise InvalidRequest(f"{place} has {len(nested)} elements, its neighbours have {shape[0]}", field=field)
     for index, item in enumerate(nested):
-        _check(item, shape[1:], f"{place}[{index}]", field)
+        _check(item, shape[1:], f"{place}[{index}]", field, gaps)

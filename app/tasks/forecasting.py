@@ -86,14 +86,17 @@ def prepare(
     horizon: int | None = None,
     *,
     input_name: str = "series",
+    width: int = -1,
 ) -> Prepared:
     """Take the last `spec.lookback` steps of every variate to the tensor `input_name`.
 
     Args:
         horizon: steps to answer, 1 to MAX_PASSES heads of `spec.horizon`; one head if None.
+        width: variates that the graph takes; -1: any number.
 
     Raises:
-        UnusableInput: too short a series, a horizon out of range, too many variates, or values past float range.
+        UnusableInput: too short a series, a horizon out of range, variates that the model does not take, or values past
+        float range.
     """
     variates, steps = series.values.shape
     if horizon is None:
@@ -108,6 +111,8 @@ def prepare(
         raise UnusableInput(f"the series has {steps} steps; the lookback of this model is {spec.lookback}")
     if variates > MAX_VARIATES:
         raise UnusableInput(f"the series has {variates} variates; at most {MAX_VARIATES} are forecast together")
+    if width not in (-1, variates):
+        raise UnusableInput(f"the series has {variates} variates; this model takes exactly {width}")
 
     window = series.values[:, -spec.lookback :]
     if spec.standardise:

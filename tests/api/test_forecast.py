@@ -286,7 +286,7 @@ def broken_table(row: int, column: int, cell: str) -> bytes:
         (table(values(steps=95)), "text/csv", {}, 422, None, "lookback of this model is 96"),
         (b'{"target": [[1, 2], [3]]}', "application/json", {}, 400, "target", "1 elements"),
         (b'{"target": [[1, NaN]]}', "application/json", {}, 400, None, "JSON"),
-        (b'{"target": [[1, null]]}', "application/json", {}, 422, "target", "null"),
+        (b'{"target": [[1, null]]}', "application/json", {}, 422, "variate_0", "missing"),
         (b'{"target": ', "application/json", {}, 400, None, "JSON"),
         (b'{"target": [1], "horizon": 3}', "application/json", {"horizon": 4}, 422, "horizon", "beside"),
         (npy(values())[:-1], "application/x-npy", {}, 400, None, "claims"),

@@ -145,7 +145,8 @@ def test_json_flat_list_is_one_variate() -> None:
     ("body", "error", "field"),
     [
         ({"target": [[1, 2], [3]]}, InvalidRequest, "target"),
-        ({"target": [[1, None]]}, UnusableInput, "target"),
+        ({"target": [[1, None]]}, UnusableInput, "variate_0"),
+        ({"target": [[1, "2"]]}, UnusableInput, "target"),
         ({"target": [[[1]]]}, UnusableInput, "target"),
         ({"target": []}, UnusableInput, "target"),
         ({"target": [[], []]}, UnusableInput, "target"),
@@ -457,3 +458,16 @@ def test_each_series_of_a_long_file_is_on_the_zones_clock_by_itself() -> None:
             read(long({"a": once, "b": once}, interleaved), berlin)
     with pytest.raises(UnusableInput, match="row 5: "):
         read(long({"a": twice[:2], "b": once}, True), berlin)
+
+
+def test_null_in_a_target_is_a_missing_value() -> None:
+    (found,) = read_series(b'{"target": [[1, null, 3], [4, 5, 6]]}', "json", LIMIT).series
+    np.testing.assert_array_equal(found.values, [[1, np.nan, 3], [4, 5, 6]])
+
+
+@pytest.mark.parametrize("text", [b'{"target": [1, 2]}', b'[{"a": 1}, {"a": 2}]'])
+def test_json_may_begin_with_a_mark_of_utf_8(text: bytes) -> None:
+    data = codecs.BOM_UTF8 + b" " + text
+    assert sniff(data) == "json"
+    (found,) = read_series(data, "json", LIMIT).series
+    np.testing.assert_array_equal(found.values, [[1, 2]])

@@ -86,6 +86,13 @@ def test_document_is_the_one_served(url: str):
     assert httpx.get(f"{url}/openapi.json").json() == document
 
 
+def test_no_operation_has_a_parameter_twice():
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            named = [(one["name"].lower(), one["in"]) for one in operation.get("parameters", [])]
+            assert len(named) == len(set(named)), f"{method} {path}"
+
+
 @pytest.mark.parametrize("path", ["/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"])
 def test_the_example_of_inference_is_true(url: str, path: str):
     operation = document["paths"][path]["post"]

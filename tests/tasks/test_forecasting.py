@@ -153,3 +153,10 @@ def test_timestamps_continue() -> None:
 def test_a_graph_that_answers_nonsense_has_failed(value: float) -> None:
     with pytest.raises(InferenceFailed):
         finish(prepare(series(walk()), SPEC), {"y": np.full((1, 3, 8), value, np.float32)})
+
+
+def test_a_graph_of_fixed_width_takes_so_many_variates() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 30))
+    assert prepare(series(values), SPEC, width=2).tensors["series"].shape[1] == 2
+    with pytest.raises(UnusableInput, match="the series has 2 variates; this model takes exactly 3"):
+        prepare(series(values), SPEC, width=3)
