@@ -7,6 +7,7 @@ import re
 import uuid
 from dataclasses import dataclass
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.orjson import OrjsonFormatter
 
 logger = logging.getLogger("kronserve.requests")
@@ -23,7 +24,10 @@ def set_up_logging(level: str, log_format: str) -> None:
     """Send the root logger's lines to standard error, as "text" or as "json"."""
     handler = logging.StreamHandler()
     if log_format == "json":
-        handler.setFormatter(OrjsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=FIELDS))
+        form = "%(asctime)s %(levelname)s %(name)s %(message)s"
+        # uvicorn's lines carry themselves once more, with escapes for terminals.
+        left_out = [*RESERVED_ATTRS, "color_message"]
+        handler.setFormatter(OrjsonFormatter(form, rename_fields=FIELDS, reserved_attrs=left_out))
     else:
         handler.setFormatter(logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -90,7 +90,7 @@ class Application(FastAPI):
         service: Service = self.state.service
         inner: ASGIApp = InferFirst(super().build_middleware_stack(), service)
         if service.keys is not None:
-            inner = Gate(inner, service.keys)
+            inner = Gate(inner, service.keys, self.routes)
         origins = tuple(filter(None, service.settings.cors_origins.split(",")))
         inner = NoForgery(inner, origins)
         if origins:

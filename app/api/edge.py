@@ -43,6 +43,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET; the protocol below sends no body (RFC 9110, section 9.3.2)
+            scope = {**scope, "method": "GET"}
         started = time.perf_counter()
         journal = self._service.journal
         given = next((value for name, value in scope["headers"] if name == REQUEST_ID), None)

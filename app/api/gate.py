@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -47,8 +48,9 @@ def document_keys(document: dict[str, Any]) -> None:
 class Gate:
     """ASGI middleware: requests without a sufficient key are answered here, before anything of theirs is read."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
-        self._app, self._keys = app, keys
+    def __init__(self, app: ASGIApp, keys: Keys, routes: Iterable[BaseRoute]) -> None:
+        """routes: those of the application, by which refusals are counted."""
+        self._app, self._keys, self._routes = app, keys, routes
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         needed = scope_of(scope["method"], scope["path"]) if scope["type"] == "http" else None
@@ -58,6 +60,8 @@ class Gate:
         try:
             let_in = admit(self._keys, scope["headers"], needed)
         except KronserveError as error:
+            found = (route for route in self._routes if route.matches(scope)[0] is Match.FULL)
+            scope["route"] = next(found, None)
             await error_response(error)(scope, receive, send)
             return
         try:

@@ -95,6 +95,10 @@ def test_rate_is_limited(guarded: Server):
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.status_code for answer in answers} == {200, 429}
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    httpx.get(f"{guarded.url}/v2/models/add")
+    page = httpx.get(f"{guarded.url}/metrics", headers=bearer("reader")).text
+    for route, status in (("/v2/models/{model}/infer", 429), ("/v2/models/{model}", 401)):
+        assert f'kronserve_http_requests_total{{route="{route}",status="{status}"}}' in page
 
 
 def test_concurrency_is_limited_and_given_back_when_a_client_leaves(guarded: Server):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 
 from tests.service.conftest import write_add_model
-from tests.service.process import serving
+from tests.service.process import Server, serving
+from tests.tiny_models import write_offset_model
 
 
 def test_missing_repository_stops_the_start(tmp_path: Path):
@@ -99,3 +101,27 @@ def test_help_names_every_default():
     text = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "500"})
     assert "Undefined" not in text.stdout
     assert "[KRONSERVE_CACHE_DIR, default /" in text.stdout
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """One line says so, and what was being loaded ends without another."""
+    models = tmp_path / "models"
+    write_offset_model(models / "m" / "1", 1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = ["--repository", str(models), "--port", str(taken.getsockname()[1]), "--grpc-port", "none"]
+        command = [str(Path(sys.executable).with_name("kronserve")), "serve", *options]
+        ended = subprocess.run(
+            [*command, "--cache-dir", str(tmp_path / "cache")], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert ended.returncode == 1
+    assert "address already in use" in ended.stderr
+    assert ended.stderr.count("ERROR") == 1
+    assert "Traceback" not in ended.stderr
+
+
+def test_head_is_get_without_the_body(server: Server) -> None:
+    for path in ("/v2/health/live", "/v2", "/v2/models/add", "/metrics", "/docs"):
+        head, whole = httpx.head(server.url + path), httpx.get(server.url + path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == whole.headers["content-type"]
+    assert httpx.head(f"{server.url}/v2/models/add/infer").status_code == 405
