@@ -27,6 +27,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 BLOCK = 1 << 16
 """Bytes fed to, or taken from, a decompressor at a time."""
 
+KEPT_AT_ONCE, USUAL_EXPANSION = 32 << 20, 20
+"""Bytes up to which an expansion is kept in any case; past them, what expands more than text does is counted first."""
+
 MAX_GZIP_MEMBERS = 1 << 14
 """A stream of millions of empty members costs time without ever reaching the byte limit."""
 
@@ -53,13 +56,13 @@ def gunzip(data: Buffer, limit: int) -> bytearray:
         PayloadTooLarge: it expands past `limit` bytes.
         InvalidRequest: it is broken, truncated, or followed by something else.
     """
-    return _collect(_gzip_blocks(data), limit, "gzip stream")
+    return _expanded(lambda: _gzip_blocks(data), limit, "gzip stream")
 
 
 def gunzip_prefix(data: Buffer, size: int) -> bytes:
     """The first `size` bytes (or fewer, if it ends before) of a gzip stream, without expanding the rest."""
     prefix = bytearray()
-    for block in _gzip_blocks(data):
+    for block, _ in _gzip_blocks(data):
         prefix += block
         if len(prefix) >= size:
             break
@@ -75,7 +78,8 @@ def inflate(data: Buffer, limit: int) -> bytearray:
     """
     head = bytes(data[:2])
     is_zlib = len(head) == 2 and head[0] & 0x0F == 8 and int.from_bytes(head, "big") % 31 == 0
-    return _collect(_deflate_blocks(data, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS), limit, "deflate stream")
+    wbits = zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
+    return _expanded(lambda: _deflate_blocks(data, wbits), limit, "deflate stream")
 
 
 def inflate_raw(data: Buffer, limit: int) -> bytearray:
@@ -84,7 +88,8 @@ def inflate_raw(data: Buffer, limit: int) -> bytearray:
     Raises:
         PayloadTooLarge: it expands past `limit` bytes. InvalidRequest: it is broken or truncated.
     """
-    return _collect(_stream_blocks(memoryview(data), 0, -zlib.MAX_WBITS, "deflate stream"), limit, "deflate stream")
+    name = "deflate stream"
+    return _expanded(lambda: _stream_blocks(memoryview(data), 0, -zlib.MAX_WBITS, name), limit, name)
 
 
 def zip_directory(data: Buffer) -> list[zipfile.ZipInfo]:
@@ -214,6 +219,26 @@ async def _expand(
     return decoded
 
 
+Expansion = Iterator[tuple[bytes, int]]
+"""Blocks, each with the compressed bytes that it and those before it took."""
+
+
+def _expanded(start: Callable[[], Expansion], limit: int, name: str) -> bytearray:
+    """All that an expansion gives. What looks like a bomb is gone through without keeping it, and then once more."""
+    whole, size, mark, counted = bytearray(), 0, 0, False
+    for block, taken in start():
+        size += len(block)
+        if size > limit:
+            raise PayloadTooLarge(f"{name}: expands past the limit of {limit} bytes")
+        if size <= KEPT_AT_ONCE:
+            mark = taken
+        elif size - KEPT_AT_ONCE > USUAL_EXPANSION * (taken - mark) + 2 * BLOCK:
+            whole, counted = bytearray(), True
+        if not counted:
+            whole += block
+    return _collect((block for block, _ in start()), size, name) if counted else whole
+
+
 def _collect(blocks: Iterable[bytes], limit: int, name: str) -> bytearray:
     whole = bytearray()
     for block in blocks:
@@ -234,7 +259,7 @@ def _unzip(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> byt
         return _collect(iter(lambda: stream.read(BLOCK), b""), limit, "zip entry")
 
 
-def _gzip_blocks(data: Buffer) -> Iterator[bytes]:
+def _gzip_blocks(data: Buffer) -> Expansion:
     view, position, members = memoryview(data), 0, 0
     while members == 0 or position < len(view):
         if members and not bytes(view[position : position + BLOCK]).strip(b"\0"):
@@ -246,14 +271,14 @@ def _gzip_blocks(data: Buffer) -> Iterator[bytes]:
         members += 1
 
 
-def _deflate_blocks(data: Buffer, wbits: int) -> Iterator[bytes]:
+def _deflate_blocks(data: Buffer, wbits: int) -> Expansion:
     view = memoryview(data)
     end = yield from _stream_blocks(view, 0, wbits, "deflate stream")
     if end != len(view):
         raise InvalidRequest("deflate stream: followed by other bytes")
 
 
-def _stream_blocks(view: memoryview, position: int, wbits: int, name: str) -> Generator[bytes, None, int]:
+def _stream_blocks(view: memoryview, position: int, wbits: int, name: str) -> Generator[tuple[bytes, int], None, int]:
     """Yield one compressed stream's content in blocks; return (to `yield from`) the position after its end."""
     stream = zlib.decompressobj(wbits)
     try:
@@ -267,7 +292,7 @@ def _stream_blocks(view: memoryview, position: int, wbits: int, name: str) -> Ge
             if not fed and not block and not stream.eof:
                 raise InvalidRequest(f"{name}: truncated")
             if block:
-                yield block
+                yield block, position - len(stream.unconsumed_tail)
     except zlib.error as exc:
         raise InvalidRequest(f"{name}: broken ({exc})") from exc
     return position - len(stream.unused_data)

@@ -8,7 +8,7 @@ import io
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from app.errors import InvalidRequest, KronserveError, PayloadTooLarge, UnsupportedMediaType
-from app.readers.bounded import MAX_ZIP_ENTRIES, gunzip, gunzip_prefix, inflate, read_body, unzip_member, zip_directory
+from app.readers.bounded import (
+    KEPT_AT_ONCE,
+    MAX_ZIP_ENTRIES,
+    gunzip,
+    gunzip_prefix,
+    inflate,
+    read_body,
+    unzip_member,
+    zip_directory,
+)
 
 MIB = 1 << 20
 BOMB = gzip.compress(bytes(256 * MIB), 9)
@@ -237,3 +246,19 @@ async def test_unknown_content_encodings_are_refused_unread(encoding: bytes) -> 
     with pytest.raises(UnsupportedMediaType):
         await read_body(wire, [(b"content-encoding", encoding)], 100)
     assert wire.asked == 0
+
+
+@pytest.mark.parametrize("wrap", [gzip.compress, zlib.compress])
+def test_large_expansions_are_whole_and_bombs_hold_little(wrap: Callable[[bytes], bytes]) -> None:
+    """What expands like a bomb is gone through once before it is kept."""
+    expand = gunzip if wrap is gzip.compress else inflate
+    content = noise(KEPT_AT_ONCE) + bytes(40 * MIB) + noise(MIB)
+    stream = wrap(content)
+    assert expand(stream, len(content)) == content
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge):
+            expand(stream, len(content) - 1)
+        assert tracemalloc.get_traced_memory()[1] < KEPT_AT_ONCE + 8 * MIB
+    finally:
+        tracemalloc.stop()
