@@ -15,6 +15,7 @@ examples:
   kronserve export runs/hot-etth1 --name hot-etth1 --version 1
   kronserve export my-checkpoint --name adrenal --version 3 --labels normal,hyperplasia --repository /srv/models
   kronserve export model_repository/hot-etth1/1 --name hot-etth1 --version 2     (a bundle, exported anew)
+  kronserve export runs/own --name own --version 1 --evaluate test --data own.csv
   kronserve export --module my_package.nets:build --weights best.pt --input-shape N,96 --name mine --version 1
 """
 
@@ -98,6 +99,13 @@ def _export_parser() -> argparse.ArgumentParser:
         "--evaluate", choices=("train", "val", "test"), help="measure the bundle on a split of its data and record it"
     )
     parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="for --evaluate and --precision: folder of the data files (default: KRONSERVE_DATA), or the CSV that the "
+        "model was trained on",
+    )
+    parser.add_argument(
         "--explain",
         action=argparse.BooleanOptionalAction,
         default=None,
@@ -138,6 +146,8 @@ def export(argv: list[str]) -> int:
         parser.error("--module needs --weights")
     if options.module is None and options.input_shape is not None:
         parser.error("--input-shape belongs to --module")
+    if options.data is not None and options.evaluate is None and options.precision == "fp32":
+        parser.error("--data is for --evaluate and --precision")
     if options.report is not None and (options.report.is_dir() or not options.report.parent.is_dir()):
         return fail(f"kronserve export: --report {options.report}: not a file in a folder that exists")
     metrics = _read_metrics(options.metrics)
@@ -160,7 +170,7 @@ def export(argv: list[str]) -> int:
 
         def on_split(split: Any, option: str, folder: Path) -> dict[str, Any]:
             try:
-                return evaluate_bundle(folder, split, progress=sys.stderr.isatty())
+                return evaluate_bundle(folder, split, options.data, progress=sys.stderr.isatty())
             except (BundleError, DatasetError) as error:
                 raise ExportError(f"{option}: {error}") from error
 

@@ -21,9 +21,10 @@ from app.readers.volume import Volume
 from app.tasks import classification
 from app.tasks.forecasting import standardise
 from app.tasks.preprocessing import preprocess
-from train.datasets.folder import VARIABLE, DatasetError, data_folder
-from train.datasets.series import Split, load_series, lookback_windows, window_count
-from train.datasets.volumes import load_volumes
+from train.datasets.folder import VARIABLE, DatasetError
+from train.datasets.series import Series, Split, lookback_windows, window_count
+from train.datasets.trained_on import trained_series, trained_volumes
+from train.datasets.volumes import Volumes
 from train.evaluate import BATCH, BundleError, Run, _session, read_manifest
 
 PROBABILITIES = (0.005, 0.025, 0.05, 0.1, 0.2, 0.35, 0.65, 0.8, 0.9, 0.95, 0.975, 0.995)
@@ -31,9 +32,8 @@ STEPS = 16
 """Steps whose errors are stored, denser where they change faster; between them the service interpolates."""
 
 
-def interval_errors(run: Run, task: Forecasting, name: str, split: Split, data: Path) -> Intervals:
+def interval_errors(run: Run, task: Forecasting, series: Series, split: Split) -> Intervals:
     """Quantiles of a forecaster's errors over every window of a split."""
-    series = load_series(name, data)
     rows = series.scaled(split, task.lookback)
     steps = np.unique(np.geomspace(1, task.horizon, STEPS).round().astype(int))
     count = window_count(len(rows), task.lookback, task.horizon)
@@ -65,11 +65,10 @@ def _quantiles(errors: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(f"{number:.4g}") for number in row) for row in found)
 
 
-def temperature(run: Run, task: VolumeClassification, name: str, split: Split, data: Path) -> float:
+def temperature(run: Run, task: VolumeClassification, volumes: Volumes, split: Split) -> float:
     """The temperature under which a split's labels are most likely."""
     from scipy.optimize import minimize_scalar
 
-    volumes = load_volumes(name, data)
     images, targets = volumes.images[split], volumes.targets[split]
     parts = [
         run(np.stack([preprocess(Volume(image, "npy"), task)[0] for image in images[start : start + BATCH]]))
@@ -87,20 +86,24 @@ def temperature(run: Run, task: VolumeClassification, name: str, split: Split, d
 def calibrate_bundle(bundle: Path, split: Split = "val", data: Path | None = None) -> Manifest:
     """Measure a bundle on a split and write the result into its manifest.
 
+    Args:
+        data: folder of the data files, or the CSV that the model was trained on; None takes KRONSERVE_DATA.
+
     Raises:
-        BundleError: not a bundle, or of a task that has nothing to calibrate. DatasetError: its data is not there.
+        BundleError: not a bundle, signed, or of a task that has nothing to calibrate. DatasetError: its data is not
+            there, or not what it was trained on.
     """
     manifest = read_manifest(bundle)
-    dataset, task = manifest.provenance.training.get("dataset"), manifest.task
-    if not isinstance(dataset, str):
+    task = manifest.task
+    if not isinstance(manifest.provenance.training.get("dataset"), str):
         raise BundleError(f"{bundle}: the manifest's provenance.training names no dataset to calibrate on")
     if isinstance(task, TensorClassification):
         raise BundleError(f"{bundle}: a classifier of tensors has nothing to calibrate")
-    folder, run = data_folder(data), _session(bundle, manifest)
+    run = _session(bundle, manifest)
     if isinstance(task, Forecasting):
-        update: dict[str, object] = {"intervals": interval_errors(run, task, dataset, split, folder)}
+        update: dict[str, object] = {"intervals": interval_errors(run, task, trained_series(manifest, data), split)}
     else:
-        update = {"temperature": temperature(run, task, dataset, split, folder)}
+        update = {"temperature": temperature(run, task, trained_volumes(manifest, data), split)}
     calibrated = manifest.model_copy(update={"task": task.model_copy(update=update)})
     if (bundle / SIGNATURE).exists():
         raise BundleError(f"{bundle} is signed; calibrate it before it is")
@@ -121,12 +124,17 @@ def calibrate(argv: Sequence[str] | None = None) -> int:
         prog="kronserve calibrate",
         description="Measure a bundle's errors on its validation split and write prediction intervals (a forecaster) "
         "or the temperature (a classifier) into its manifest.",
-        epilog=f"example:\n  {VARIABLE}=~/data kronserve calibrate model_repository/hot-etth1/1",
+        epilog=f"examples:\n  {VARIABLE}=~/data kronserve calibrate model_repository/hot-etth1/1\n"
+        "  kronserve calibrate model_repository/own/1 --data own.csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder NAME/VERSION with manifest.json")
     parser.add_argument("--split", default="val", choices=("val", "test"), help="default: val")
-    parser.add_argument("--data", type=Path, help=f"folder of the data files (default: {VARIABLE})")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help=f"folder of the data files (default: {VARIABLE}), or the CSV that the model was trained on",
+    )
     arguments = parser.parse_args(argv)
     try:
         task = calibrate_bundle(arguments.bundle, arguments.split, arguments.data).task

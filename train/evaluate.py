@@ -21,11 +21,10 @@ from app.readers.series import MAX_VARIATES, Series
 from app.readers.volume import Volume
 from app.tasks import classification, forecasting
 from app.tasks.preprocessing import preprocess
-from train.datasets.csv_file import load_csv
-from train.datasets.folder import DatasetError, data_source
-from train.datasets.series import Series as BenchmarkSeries
-from train.datasets.series import Split, load_series, lookback_windows
-from train.datasets.volumes import load_volumes
+from train.datasets.series import Series as TrainedSeries
+from train.datasets.series import Split, lookback_windows
+from train.datasets.trained_on import trained_series, trained_volumes
+from train.datasets.volumes import Volumes
 from train.metrics import HORIZONS, ForecastErrors, binary_scores
 
 BATCH = 64
@@ -80,19 +79,8 @@ def _forecasts(run: Run, task: Forecasting, windows: NDArray[np.float64]) -> NDA
     return forecasting.finish(prepared, {"forecast": answer.reshape(1, len(flat), -1)}).values.reshape(answer.shape)
 
 
-def _series(manifest: Manifest, source: Path) -> BenchmarkSeries:
-    """What the model was trained on, from the data sets' folder or from the CSV itself."""
-    training = manifest.provenance.training
-    if not source.is_file():
-        return load_series(training["dataset"], source)
-    loaded = load_csv(source)
-    if loaded.sha256 != training.get("data_sha256"):
-        raise DatasetError(f"{source} is not the file that {manifest.name} was trained on: its SHA-256 is another")
-    return loaded
-
-
 def _evaluate_series(
-    run: Run, task: Forecasting, loaded: BenchmarkSeries, split: Split, every: int, progress: bool
+    run: Run, task: Forecasting, loaded: TrainedSeries, split: Split, every: int, progress: bool
 ) -> dict[str, Any]:
     rows = loaded.scaled(split, task.lookback)
     horizons = tuple(h for h in HORIZONS if h <= task.horizon) or (task.horizon,)
@@ -108,12 +96,11 @@ def _evaluate_series(
 
 
 def _evaluate_volumes(
-    run: Run, task: VolumeClassification, name: str, split: Split, data: Path, progress: bool
+    run: Run, task: VolumeClassification, volumes: Volumes, split: Split, progress: bool
 ) -> dict[str, Any]:
-    volumes = load_volumes(name, data)
     images, targets = volumes.images[split], volumes.targets[split]
     probabilities = np.empty((len(images), len(task.labels)))
-    for numbers in _steps(len(images), name, progress):
+    for numbers in _steps(len(images), volumes.name, progress):
         inputs = [preprocess(Volume(images[i], "npy"), task)[0] for i in numbers]
         logits = run(np.stack(inputs))
         probabilities[numbers.start : numbers.stop] = classification.probabilities(logits, task.temperature)
@@ -127,18 +114,17 @@ def evaluate_bundle(
 
     every: of a series, take the first window in this many. data: folder of the data files, or the CSV the model was
     trained on; None takes KRONSERVE_DATA. BundleError: not a bundle, or it names no data set. DatasetError: the data
-    set is not known or not there.
+    set is not known, not there, or not what the model was trained on.
     """
     manifest = read_manifest(bundle)
     name = manifest.provenance.training.get("dataset")
     if not isinstance(name, str):
         raise BundleError(f"{bundle}: the manifest's provenance.training names no dataset to evaluate on")
-    source = data_source(data)
     run, task = _session(bundle, manifest), manifest.task
     if isinstance(task, Forecasting):
-        values = _evaluate_series(run, task, _series(manifest, source), split, every, progress)
+        values = _evaluate_series(run, task, trained_series(manifest, data), split, every, progress)
     elif not isinstance(task, VolumeClassification):
         raise BundleError(f"{bundle}: no data set here feeds a model for {task.kind}")
     else:
-        values = _evaluate_volumes(run, task, name, split, source, progress)
+        values = _evaluate_volumes(run, task, trained_volumes(manifest, data), split, progress)
     return {"dataset": name, "split": split, "values": values}

@@ -95,6 +95,7 @@ class ForecastObjective:
             "dataset": self.series.name,
             "data_sha256": self.series.sha256,
             "data_licence": self.series.licence,
+            "splits": self.series.splits,
             "variates": list(self.series.variates),
             "frequency": self.series.frequency,
             "task": task.model_dump(mode="json"),

@@ -18,8 +18,7 @@ from app.manifest import Forecasting
 from app.readers.series import Series
 from app.tasks import backtest
 from app.tasks.past import PAST_HORIZONS, PastForecasts
-from train.datasets.folder import data_folder
-from train.datasets.series import load_series
+from train.datasets.trained_on import trained_series
 from train.evaluate import BATCH, _session, read_manifest
 from train.metrics import HORIZONS
 
@@ -40,7 +39,7 @@ def tables(bundle: Path, data: Path | None = None) -> str:
     task = manifest.task
     if not isinstance(task, Forecasting) or task.intervals is None:
         raise ValueError(f"{bundle} has no intervals; run kronserve calibrate on it")
-    rows = load_series(str(manifest.provenance.training["dataset"]), data_folder(data))
+    rows = trained_series(manifest, data)
     start, stop = rows.bounds["test"]
     scaled = (rows.values[:stop] - rows.mean) / rows.scale
     series = Series(np.ascontiguousarray(scaled.T), rows.variates, frequency=rows.frequency)

@@ -56,22 +56,23 @@ def _write(
     return folder
 
 
-def last_value(folder: Path, dataset: str | None = "etth1") -> Path:
-    """A forecaster that repeats the window's last value 720 times."""
-    matrix = np.zeros((LOOKBACK, HORIZON), np.float32)
+def last_value(folder: Path, dataset: str | None = "etth1", horizon: int = HORIZON, **training: Any) -> Path:
+    """A forecaster that repeats the window's last value 720 times, or as often as the horizon says."""
+    matrix = np.zeros((LOOKBACK, horizon), np.float32)
     matrix[-1] = 1
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "repeat"], ["forecast"])],
         "last-value",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "variates", LOOKBACK])],
-        [helper.make_tensor_value_info("forecast", TensorProto.FLOAT, ["batch", "variates", HORIZON])],
+        [helper.make_tensor_value_info("forecast", TensorProto.FLOAT, ["batch", "variates", horizon])],
         [numpy_helper.from_array(matrix, "repeat")],
     )
-    training = {} if dataset is None else {"dataset": dataset}
-    return _write(folder, graph, Forecasting(lookback=LOOKBACK, horizon=HORIZON), training)
+    if dataset is not None:
+        training["dataset"] = dataset
+    return _write(folder, graph, Forecasting(lookback=LOOKBACK, horizon=horizon), training)
 
 
-def mask_size(folder: Path, side: int = 32) -> Path:
+def mask_size(folder: Path, side: int = 32, **training: Any) -> Path:
     """A classifier whose logits are (0, 40 x filled share of the volume - 1)."""
     weight = np.zeros((side**3, 2), np.float32)
     weight[:, 1] = 40 / side**3
@@ -88,4 +89,4 @@ def mask_size(folder: Path, side: int = 32) -> Path:
     task = VolumeClassification(
         labels=("normal", "hyperplasia"), preprocessing=(Reorient(), Binarise(), Resize(shape=(side, side, side)))
     )
-    return _write(folder, graph, task, {"dataset": "adrenalmnist3d"})
+    return _write(folder, graph, task, {"dataset": "adrenalmnist3d", **training})

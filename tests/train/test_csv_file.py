@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from export.bundle import Request, export_bundle
-from export.checkpoint import read_checkpoint
+from export.cli import export
 from train import cli
 from train.datasets.csv_file import load_csv
 from train.datasets.folder import DatasetError
-from train.evaluate import evaluate_bundle
+from train.evaluate import evaluate_bundle, read_manifest
 
 RECIPE = """
 name = "small"
@@ -99,8 +98,14 @@ def test_trains_exports_and_evaluates(
     assert training["task"]["variates"] == ["load", "heat", "whole"]
     assert training["task"]["frequency"] == "15min"
     assert training["validation"]["8"]["windows"] == 13
-    bundle, _ = export_bundle(read_checkpoint(Path("run")), Request("mine", "1", tmp_path / "repository"))
+    export_options = ["run", "--name", "mine", "--version", "1", "--repository", "repository"]
+    assert export([*export_options, "--evaluate", "test"]) == 1
+    assert "mine was trained on a CSV, mine; give it with --data FILE" in capsys.readouterr().err
+    assert not Path("repository").exists()
+    assert export([*export_options, "--evaluate", "test", "--data", "mine.csv"]) == 0
+    bundle = Path("repository/mine/1")
     metrics = evaluate_bundle(bundle, "test", path)
+    assert read_manifest(bundle).metrics == metrics
     assert (metrics["dataset"], metrics["values"]["8"]["windows"]) == ("mine", 33)
     validation = evaluate_bundle(bundle, "val", path)["values"]
     assert validation["8"]["mse"] == pytest.approx(training["validation"]["8"]["mse"], rel=1e-4)

@@ -25,7 +25,9 @@ def data_folder(override: Path | None = None) -> Path:
 
 
 def data_source(override: Path | None = None) -> Path:
-    """What a training run reads: a file that `override` names, else the data files' folder."""
+    """What is read: a file that `override` names, else the data files' folder. DatasetError: neither is there."""
+    if override is not None and not override.exists():
+        raise DatasetError(f"--data {override}: no such file or folder")
     return override if override is not None and override.is_file() else data_folder(override)
 
 

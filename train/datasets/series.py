@@ -82,6 +82,11 @@ class Series:
     sha256: str
 
     @property
+    def splits(self) -> dict[str, list[int]]:
+        """`bounds` as JSON has them."""
+        return {split: [start, stop] for split, (start, stop) in self.bounds.items()}
+
+    @property
     def mean(self) -> NDArray[np.float64]:
         """Mean of every variate over the training rows."""
         start, stop = self.bounds["train"]
