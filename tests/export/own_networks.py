@@ -44,6 +44,21 @@ class Slices(nn.Module):
         return result
 
 
+class Counting(nn.Module):
+    """(b, n, 12) -> (b, n, 5): it computes with whole numbers among its buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift = nn.Linear(12, 10)
+        self.register_buffer("k", torch.tensor(3))
+        self.register_buffer("places", torch.arange(100))
+        self.register_buffer("grid", torch.arange(12).reshape(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.lift(x).index_select(-1, (self.places + self.k)[:5]) * self.k + (self.grid + self.k).sum()
+        return result
+
+
 class Deciding(nn.Module):
     """(b, n, 12) -> (b, n, 5): what it computes depends on what it sees."""
 
@@ -76,6 +91,10 @@ def decides_by_its_values() -> nn.Module:
 
 def beyond_onnx() -> nn.Module:
     return Bessel()
+
+
+def counting() -> nn.Module:
+    return Counting()
 
 
 def differences() -> nn.Module:

@@ -55,7 +55,11 @@ def _torch(content: object, path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("make", "shape", "batch"),
-    [(own_networks.differences, "N,12", (3, 4, 12)), (own_networks.slices, "2,6,4", (3, 2, 6, 4))],
+    [
+        (own_networks.differences, "N,12", (3, 4, 12)),
+        (own_networks.slices, "2,6,4", (3, 2, 6, 4)),
+        (own_networks.counting, "N,12", (3, 4, 12)),
+    ],
 )
 def test_a_network_of_ones_own_is_exported_and_proven(
     make: Callable[[], nn.Module], shape: str, batch: tuple[int, ...], tmp_path: Path
