@@ -299,7 +299,7 @@ def _manifest(
         ),
         parity=parities[0],
         explain_parity=parities[1],
-        metrics=request.metrics,
+        metrics=request.metrics or (before.metrics if before is not None and request.reduction is None else {}),
         data_licence=_first(request.data_licence, before and before.data_licence, training.get("data_licence")),
         intended_use=_first(request.intended_use, before and before.intended_use, recipe.get("intended_use")),
         files=files,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
-from app.manifest import Manifest
+from app.manifest import Forecasting, Manifest, VolumeClassification
 from export.signature import Description, OwnModule
 from models.config import build, from_dict
 
 WEIGHTS = "weights.safetensors"
+_TEXTS = ("description", "intended_use")
+"""What a recipe says of the model in words."""
 
 
 class ExportError(Exception):
@@ -38,6 +41,8 @@ class Checkpoint:
     """The bundle's, when the export starts from one."""
     built: nn.Module | None = None
     """The user's own network; else `config` says how to build it."""
+    left_out: tuple[str, ...] = ()
+    """What the folder says of other weights than these, in words; it is not in `training` and `manifest`."""
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -55,7 +60,8 @@ def _json(path: Path) -> dict[str, Any]:
 def read_checkpoint(folder: Path, weights: bytes | None = None) -> Checkpoint:
     """The checkpoint or bundle in `folder`, with its own weights or those given, a safetensors file.
 
-    ExportError names the missing or malformed file and key.
+    What was measured with its own weights does not speak of others: `Checkpoint.left_out`. ExportError names the
+    missing or malformed file and key.
     """
     if not folder.is_dir():
         raise ExportError(f"{folder}: no such folder")
@@ -79,9 +85,42 @@ def read_checkpoint(folder: Path, weights: bytes | None = None) -> Checkpoint:
     else:
         raise ExportError(f"{folder} has neither config.json (a checkpoint) nor manifest.json (a bundle)")
     try:
-        return Checkpoint(from_dict(values), path, weights or path.read_bytes(), training, manifest)
+        config = from_dict(values)
     except (ValueError, TypeError) as error:
         raise ExportError(f"{folder}: {error}") from error
+    if weights is None:
+        return Checkpoint(config, path, path.read_bytes(), training, manifest)
+    if manifest is not None:
+        known = manifest.provenance.weights_sha256
+    else:
+        known = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    found = Checkpoint(config, path, weights, training, manifest)
+    return found if hashlib.sha256(weights).hexdigest() == known else _of_other_weights(found)
+
+
+def _of_other_weights(source: Checkpoint) -> Checkpoint:
+    """Without what was measured with, or trained into, the weights that were there before.
+
+    The task and the texts stay: they say what the model is for.
+    """
+    left_out, training, manifest = list[str](), source.training, source.manifest
+    if manifest is not None:
+        task = manifest.task
+        if isinstance(task, Forecasting) and task.intervals is not None:
+            left_out.append("intervals")
+            task = task.model_copy(update={"intervals": None})
+        elif isinstance(task, VolumeClassification) and task.temperature != 1:
+            left_out.append("temperature")
+            task = task.model_copy(update={"temperature": 1.0})
+        left_out += ["metrics"] if manifest.metrics else []
+        left_out += ["licence of the data"] if manifest.data_licence else []
+        manifest = manifest.model_copy(update={"task": task, "metrics": {}, "data_licence": ""})
+    if training:
+        left_out += ["record of the training"]
+        recipe = training.get("recipe")
+        texts = {key: recipe[key] for key in _TEXTS if key in recipe} if isinstance(recipe, dict) else {}
+        training = {key: value for key, value in (("task", training.get("task")), ("recipe", texts)) if value}
+    return replace(source, training=training, manifest=manifest, left_out=tuple(left_out))
 
 
 def load_module(checkpoint: Checkpoint) -> nn.Module:

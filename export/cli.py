@@ -94,7 +94,12 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-licence", metavar="TEXT", help="licence of the training data")
     parser.add_argument("--intended-use", metavar="TEXT", help="what the model is for, and what not")
     measured = parser.add_mutually_exclusive_group()
-    measured.add_argument("--metrics", type=Path, metavar="FILE", help="JSON to record as the manifest's metrics")
+    measured.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help="JSON to record as the manifest's metrics; default: those of the bundle, if its weights stay",
+    )
     measured.add_argument(
         "--evaluate", choices=("train", "val", "test"), help="measure the bundle on a split of its data and record it"
     )
@@ -208,6 +213,11 @@ def export(argv: list[str]) -> int:
         if checkpoint.training.get("finished") is False:
             sys.stderr.write(
                 "kronserve export: note: this training run has not finished; exporting its best epoch yet\n"
+            )
+        if checkpoint.left_out:
+            sys.stderr.write(
+                f"kronserve export: note: {options.weights} are other weights than those of {options.checkpoint}; left "
+                f"out, being of those: {', '.join(checkpoint.left_out)}\n"
             )
         folder, manifest = export_bundle(checkpoint, request, evaluate)
     except ExportError as error:

@@ -107,6 +107,18 @@ def test_only_signed_bundles_are_served_when_keys_are_given(bundle: Path, tmp_pa
         read_manifest(bundle, both)
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_openssl_signs_a_bundle_that_is_finished(bundle: Path, tmp_path: Path) -> None:
+    """docs/export.md gives this command for what was calibrated after its export."""
+    key, trusted = tmp_path / "maker.pem", tmp_path / "trusted.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-out", trusted], check=True, capture_output=True)
+    manifest = bundle / "manifest.json"
+    command = ["openssl", "pkeyutl", "-sign", "-rawin", "-inkey", key, "-in", manifest, "-out", f"{manifest}.sig"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert read_manifest(bundle, trusted) == read_manifest(bundle)
+
+
 def test_an_unsigned_bundle_is_left_out_and_the_signed_one_serves(bundle: Path, tmp_path: Path) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     unsigned = Path(shutil.copytree(bundle, bundle.parents[1] / "unsigned" / "1"))

@@ -99,14 +99,16 @@ def calibrate_bundle(bundle: Path, split: Split = "val", data: Path | None = Non
         raise BundleError(f"{bundle}: the manifest's provenance.training names no dataset to calibrate on")
     if isinstance(task, TensorClassification):
         raise BundleError(f"{bundle}: a classifier of tensors has nothing to calibrate")
+    if (bundle / SIGNATURE).exists():
+        raise BundleError(
+            f"{bundle} is signed, and its signature would no longer hold; calibrate it before it is signed"
+        )
     run = _session(bundle, manifest)
     if isinstance(task, Forecasting):
         update: dict[str, object] = {"intervals": interval_errors(run, task, trained_series(manifest, data), split)}
     else:
         update = {"temperature": temperature(run, task, trained_volumes(manifest, data), split)}
     calibrated = manifest.model_copy(update={"task": task.model_copy(update=update)})
-    if (bundle / SIGNATURE).exists():
-        raise BundleError(f"{bundle} is signed; calibrate it before it is")
     content = (calibrated.model_dump_json(indent=2) + "\n").encode()
     for name, text in ((MANIFEST, content), (SUM, sum_line(content).encode())):
         partial = bundle / f".{name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.manifest import Binarise, Forecasting, Manifest, Resize, VolumeClassification
+from app.manifest import Binarise, Forecasting, Intervals, Manifest, Resize, VolumeClassification
 from export.bundle import Request, export_bundle, task
 from export.checkpoint import Checkpoint, ExportError, load_module, read_checkpoint
+from export.cli import export
 from models.config import to_dict
 from tests.export.conftest import CONFIGS, Exported
+from tests.manifests import rewrite_manifest
 
 Writer = Callable[[str], Path]
 
@@ -53,14 +56,87 @@ def test_exporting_a_bundle_again_gives_the_same_weights_and_graph(
     exports: Callable[[str], Exported], kind: str, tmp_path: Path
 ) -> None:
     exported = exports(kind)
+    bundle = Path(shutil.copytree(exported.folder, tmp_path / "before" / kind / "1"))
+    metrics = {"split": "test", "values": {"mse": 1.0}}
+    rewrite_manifest(bundle, metrics=metrics)
     described = replace(Request("again", "2", tmp_path), description="the same once more")
-    folder, manifest = export_bundle(read_checkpoint(exported.folder), described)
+    folder, manifest = export_bundle(read_checkpoint(bundle), described)
+    assert manifest.metrics == metrics, "measured with these weights"
     assert folder == tmp_path / "again" / "2"
     for name in ("weights.safetensors", "model.onnx"):
         assert (folder / name).read_bytes() == (exported.folder / name).read_bytes()
     assert manifest.task == exported.manifest.task
     assert manifest.provenance.weights_sha256 == exported.manifest.provenance.weights_sha256
     assert (manifest.name, manifest.version, manifest.description) == ("again", "2", "the same once more")
+
+
+MEASURED = Intervals(split="val", windows=9, steps=(1,), probabilities=(0.1, 0.9), errors={"": ((-1.0, 1.0),)})
+TRAINED = {
+    "dataset": "etth1",
+    "data_sha256": "0" * 64,
+    "validation": {"average": {"mse": 1.0}},
+    "recipe": {"description": "words", "seed": 3},
+}
+
+
+def _measured(exported: Exported, folder: Path, **task: object) -> Path:
+    """A copy of a bundle whose manifest says what was measured with its weights."""
+    bundle = Path(shutil.copytree(exported.folder, folder / exported.folder.parent.name / "1"))
+    before = exported.manifest
+    rewrite_manifest(
+        bundle,
+        task=before.task.model_copy(update=task).model_dump(mode="json"),
+        provenance=before.provenance.model_copy(update={"training": TRAINED}).model_dump(mode="json"),
+        metrics={"split": "test", "values": {"mse": 1.0}},
+        description="a forecaster",
+        data_licence="CC0",
+    )
+    return bundle
+
+
+def test_what_was_measured_with_other_weights_is_left_out(
+    exports: Callable[[str], Exported], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = exports("forecaster-sum")
+    bundle = _measured(exported, tmp_path, intervals=MEASURED, variates=("a", "b"))
+    own = (bundle / "weights.safetensors").read_bytes()
+    assert read_checkpoint(bundle, own) == read_checkpoint(bundle)
+    other = tmp_path / "other.safetensors"
+    save_file({name: value * 0.9 for name, value in load_file(bundle / "weights.safetensors").items()}, other)
+    assert export([str(bundle), "--weights", str(other), "--name", "m", "--version", "none"]) == 1
+    note, _ = capsys.readouterr().err.splitlines()
+    assert note == (
+        f"kronserve export: note: {other} are other weights than those of {bundle}; left out, being of those: "
+        "intervals, metrics, licence of the data, record of the training"
+    )
+    fresh = read_checkpoint(bundle, other.read_bytes())
+    assert task(fresh, Request("m", "1", tmp_path)) == exported.manifest.task.model_copy(
+        update={"variates": ("a", "b")}
+    )
+    assert fresh.manifest is not None
+    assert (fresh.manifest.metrics, fresh.manifest.data_licence) == ({}, "")
+    assert fresh.manifest.description == "a forecaster"
+    assert fresh.training == {"recipe": {"description": "words"}}
+
+
+def test_a_temperature_belongs_to_its_weights(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    bundle = _measured(exports("classifier-sum"), tmp_path, temperature=2.5)
+    own = (bundle / "weights.safetensors").read_bytes()
+    kept, fresh = read_checkpoint(bundle, own), read_checkpoint(bundle, own + b" ")
+    assert task(kept, Request("m", "1", tmp_path)).temperature == 2.5  # type: ignore[union-attr]
+    assert task(fresh, Request("m", "1", tmp_path)).temperature == 1  # type: ignore[union-attr]
+    assert "temperature" in fresh.left_out
+
+
+def test_a_runs_record_belongs_to_its_weights(checkpoint: Writer) -> None:
+    folder = checkpoint("forecaster-sum")
+    forecasting = Forecasting(lookback=24, horizon=16, variates=("a",)).model_dump(mode="json")
+    (folder / "training.json").write_text(json.dumps({**TRAINED, "task": forecasting}))
+    own = (folder / "weights.safetensors").read_bytes()
+    assert read_checkpoint(folder, own) == read_checkpoint(folder)
+    fresh = read_checkpoint(folder, own + b" ")
+    assert fresh.training == {"task": forecasting, "recipe": {"description": "words"}}
+    assert fresh.left_out == ("record of the training",)
 
 
 def test_failed_evaluation_leaves_the_version_that_was_there(

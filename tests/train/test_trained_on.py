@@ -100,6 +100,10 @@ def test_a_csv_is_asked_for_and_taken(
     assert "gone.csv: no such file or folder" in capsys.readouterr().err
     assert calibrate([str(bundle), "--data", str(write(tmp_path / "other.csv", seed=4))]) == 1
     assert "is not the file that m was trained on" in capsys.readouterr().err
+    (bundle / "manifest.json.sig").touch()
+    assert calibrate([str(bundle)]) == 1, "refused before data is asked for"
+    assert "is signed" in capsys.readouterr().err
+    (bundle / "manifest.json.sig").unlink()
     assert calibrate([str(bundle), "--data", str(tmp_path / "own.csv")]) == 0
     intervals = read_manifest(bundle).task.intervals  # type: ignore[union-attr]
     assert intervals is not None
