@@ -52,7 +52,7 @@ def _train_parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         help=f"folder of the data files (default: {VARIABLE}), or a wide CSV to train a forecaster on instead of the "
-        "recipe's data set: timestamps first, then a column of numbers for each variate",
+        "recipe's data set: timestamps, and a column of numbers for each variate",
     )
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"

@@ -18,6 +18,7 @@ from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
 from app.readers.bounded import Buffer
 from app.readers.dates import is_date
 from app.readers.decimal_mark import MARKS, find_mark, is_written_number, number
+from app.readers.series import MAX_STEPS
 from app.readers.table import MAX_TEXT, Roles, Selection, Table, check_size, named_roles
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _BAD_NUMBER_SHOWN = 40
 _EXCHANGE = str.maketrans(".,", ",.")
 
 
-def read_csv_table(data: Buffer, selection: Selection, limit: int) -> Table:
+def read_csv_table(data: Buffer, selection: Selection, limit: int, max_rows: int = MAX_STEPS) -> Table:
     """The columns that a selection asks for.
 
     The timestamps are the column named date, ds, timestamp, time or datetime, or else the first whose first cell is no
@@ -43,7 +44,7 @@ def read_csv_table(data: Buffer, selection: Selection, limit: int) -> Table:
 
     Raises:
         InvalidRequest: not text, no header, rows of different lengths. UnusableInput: a cell that is no number, no
-        variate, unknown names. PayloadTooLarge: more numbers than `limit` bytes hold.
+        variate, unknown names. PayloadTooLarge: more numbers than `limit` bytes hold, more rows than `max_rows`.
     """
     raw = bytes(data)
     encoding = _encoding(raw)
@@ -52,7 +53,7 @@ def read_csv_table(data: Buffer, selection: Selection, limit: int) -> Table:
     names, rows_at, delimiter = _header(raw, encoding)
     _refuse_data_as_header(names)
     lines = raw.count(b"\n", rows_at) + 1
-    check_size(len(names) - 1, lines - 1)
+    check_size(len(names) - 1, lines - 1, max_rows)
     roles = named_roles(names, selection)
     if len(roles.variates) * lines * 8 > limit:
         raise PayloadTooLarge(

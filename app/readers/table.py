@@ -119,12 +119,12 @@ def series_of(table: Table, selection: Selection) -> list[Series]:
     return [_until(_zoned(one, places, selection), selection) for one, places in grouped]
 
 
-def check_size(variates: int, steps: int) -> None:
+def check_size(variates: int, steps: int, most: int = MAX_STEPS) -> None:
     """PayloadTooLarge for more than any forecast can use."""
     if variates > MAX_VARIATES:
         raise PayloadTooLarge(f"{variates} variates; at most {MAX_VARIATES} are forecast together")
-    if steps > MAX_STEPS:
-        raise PayloadTooLarge(f"{steps} steps; at most {MAX_STEPS} are read, and the last are those that count")
+    if steps > most:
+        raise PayloadTooLarge(f"{steps} steps; at most {most} are read, and the last are those that count")
 
 
 def _asked(names: Sequence[str], name: str | None, field: str) -> int | None:

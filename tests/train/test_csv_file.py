@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from app.readers.formats import read_series
+from app.readers.series import MAX_STEPS
 from export.cli import export
 from train import cli
 from train.datasets.csv_file import load_csv
@@ -58,7 +60,10 @@ def test_columns_splits_and_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("frequency", ["MS", "QS-JAN", "B", "D", "h"])
 def test_calendar_steps(frequency: str, tmp_path: Path) -> None:
     times = pd.date_range("2020-01-01", periods=60, freq=frequency)
-    assert load_csv(write(tmp_path / "a.csv", times, x=range(60))).frequency == frequency
+    found = load_csv(write(tmp_path / "a.csv", times, x=range(60))).frequency
+    # Of quarters that begin in January and in October the months are the same.
+    assert found == {"QS-JAN": "QS-OCT"}.get(frequency, frequency)
+    assert pd.date_range("2020-01-01", periods=60, freq=found).equals(times)
 
 
 def test_latin_1(tmp_path: Path) -> None:
@@ -69,20 +74,54 @@ def test_latin_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not a wide CSV"),
-        ("date,a\nmonday,1\ntuesday,2\n", "is not a wide CSV with timestamps"),
-        ("date\n2020-01-01\n2020-01-02\n", "a column of numbers beside the timestamps"),
-        ("date,a\n2020-01-01,x\n2020-01-02,y\n2020-01-03,z\n", "column 'a' is not of numbers"),
-        ("date,a,b\n2020-01-01,1,2\n2020-01-02,3,\n2020-01-03,3,4\n", "row 2 has no finite value in column 'b'"),
-        ("date,a\n2020-01-01,1\n2020-01-02,2\n2020-01-03,3\n2020-01-05,4\n", r"row 4 \(2020-01-05.*2 days"),
-        ("date,a\n2020-01-03,1\n2020-01-02,2\n2020-01-01,3\n", "do not increase"),
-        ("date,a\n2020-01-03,1\n", "no step in common"),
+        ("", "bad.csv: the CSV is empty"),
+        ("date,a\nmonday,1\ntuesday,2\nfriday,3\n", "column 'date', row 1: 'monday' is not an ISO 8601 timestamp"),
+        ("date\n2020-01-01\n2020-01-02\n2020-01-03\n", "the series has no variate: not one column of numbers"),
+        ("a,b\n1,2\n2,3\n3,4\n", "no column holds timestamps"),
+        ("date,a\n2020-01-01,x\n2020-01-02,y\n2020-01-03,z\n", "column 'a', row 1: 'x' is not a number"),
+        ("date,a,b\n2020-01-01,1,2\n2020-01-02,3,\n2020-01-03,3,4\n", "column 'b', row 2: the value is missing or NaN"),
+        ("date,a,b\n2020-01-01,1,2\n2020-01-02,3,inf\n2020-01-03,3,4\n", "column 'b', row 2: the value is infinite"),
+        ("date,a\n2020-01-01,1\n2020-01-02,2\n2020-01-03,3\n2020-01-05,4\n", "row 4: one step of 'D' missing"),
+        ("date,a\n2020-01-03,1\n2020-01-02,2\n2020-01-01,3\n", "the rows are newest first"),
+        ("date,a\n2020-01-03,1\n", "1 rows have no step in common"),
+        ("date,a,a\n2020-01-01,1,2\n2020-01-02,3,4\n2020-01-03,5,6\n", "the name 'a' stands for two variates"),
+        ("date,a,\n2020-01-01,1,2\n2020-01-02,3,4\n2020-01-03,5,6\n", "a column of numbers has no name"),
+        ("date,unique_id,y\n2020-01-01,a,2\n2020-01-02,a,4\n2020-01-03,a,6\n", "a long table"),
+        ("date,a\n01/02/2020,1\n02/02/2020,2\n03/02/2020,3\n", "the day from the month; write them as 2024-01-31$"),
+        ("date;a\n2020-01-01;1,234\n2020-01-02;2,345\n2020-01-03;3,456\n", "or thousands; write decimal points$"),
     ],
 )
 def test_what_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(DatasetError, match=message):
         load_csv(tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "date, load kW ,heat\n2024-01-13, 1.5,-2e3\n2024-01-14,2.25, 3\n2024-01-15,4,5\n",
+        "when;load kW;heat\n13.01.2024;1,5;-2000\n14.01.2024;2,25;3\n15.01.2024;4;5\n",
+        "load kW\theat\tday\n1.5\t-2000\t13/01/2024\n2.25\t3\t14/01/2024\n4\t5\t15/01/2024\n",
+        "\ufeffdate,load kW,heat\r\n2024-01-13T00Z,1.5,-2e3\r\n2024-01-14T00Z,2.25,3\r\n2024-01-15T00Z,4,5\r\n",
+    ],
+)
+def test_is_read_as_the_service_reads_it(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    loaded = load_csv(tmp_path / "a.csv")
+    assert (loaded.variates, loaded.frequency) == (("load kW", "heat"), "D")
+    np.testing.assert_array_equal(loaded.values, [[1.5, -2000], [2.25, 3], [4, 5]])
+    (served,) = read_series(text.encode(), "csv", 1 << 20).series
+    assert served.names == loaded.variates
+    np.testing.assert_array_equal(served.values, loaded.values.T)
+
+
+def test_more_rows_than_a_request_may_have(tmp_path: Path) -> None:
+    rows = MAX_STEPS + 2
+    times = np.datetime_as_string(np.datetime64("2000-01-01T00:00") + np.arange(rows))
+    (tmp_path / "a.csv").write_text("date,a\n" + "".join(f"{time},{at % 7}\n" for at, time in enumerate(times)))
+    loaded = load_csv(tmp_path / "a.csv")
+    assert (loaded.values.shape, loaded.frequency) == ((rows, 1), "min")
 
 
 def test_trains_exports_and_evaluates(

@@ -1,74 +1,70 @@
-"""Anybody's wide CSV as a data set: a first column of timestamps, one column of numbers for each variate."""
+"""Anybody's wide CSV as a data set, read as the service reads it: timestamps, and a column for each variate."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
+import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
+from app.errors import KronserveError
+from app.readers.csv_table import read_csv_table
+from app.readers.regularity import settle
+from app.readers.series import Series as Readings
+from app.readers.table import Selection, series_of
 from train.datasets.folder import DatasetError
 from train.datasets.series import Series, split_bounds
+
+_FEWEST = 3
+_SELECTION = Selection()
+_INSTEAD = {"dates": "write them as 2024-01-31", "decimal": "write decimal points"}
+"""What to do about the service's questions, which a request answers with an option."""
 
 
 def load_csv(path: Path) -> Series:
     """The file's series, split 70/10/20 % in time; its name is the file's.
 
-    UTF-8, or Latin-1 where it is not. DatasetError: not such a table, a value missing, or a step that differs from the
-    others, since a window must not reach over a gap. The message names the column or the row.
+    Delimiters, names, dates and decimal marks are the service's (`app.readers.csv_table`), except that any number of
+    rows is taken. DatasetError: not such a table, a value missing, or a step that differs from the others, since a
+    window must not reach over a gap. The message names the column or the row.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}") from None
     try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")
-    try:
-        table = pd.read_csv(io.StringIO(text), index_col=0)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # it tells how it guesses the format
-            times = pd.DatetimeIndex(pd.to_datetime(table.index.astype(str)))
-    except (ValueError, pd.errors.ParserError) as error:
-        raise DatasetError(f"{path} is not a wide CSV with timestamps in its first column: {error}") from None
-    if table.empty:
-        raise DatasetError(f"{path} needs rows, and a column of numbers beside the timestamps")
-    for name, column in table.items():
-        if column.dtype.kind not in "iuf":
-            raise DatasetError(f"{path}: column {str(name)!r} is not of numbers")
-    values = table.to_numpy(dtype=np.float64)
-    if not (finite := np.isfinite(values)).all():
-        row, column = np.argwhere(~finite)[0]
-        raise DatasetError(f"{path}: row {row + 1} has no finite value in column {str(table.columns[column])!r}")
+        readings = _readings(content)
+        rows = readings.values.shape[1]
+        if rows < _FEWEST:
+            raise DatasetError(f"{rows} rows have no step in common")
+        settled, _ = settle(readings, rows)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from None
+    except KronserveError as error:
+        message, asked, _ = error.message.partition("; say ")
+        instead = f"; {_INSTEAD.get(error.field or '', '')}" if asked else ""
+        raise DatasetError(f"{path}: {message}{instead}") from None
+    assert settled.frequency is not None
     return Series(
         name=path.stem,
-        variates=tuple(str(name) for name in table.columns),
-        values=values,
-        bounds=split_bounds(len(values), None),
-        frequency=_frequency(times, path),
+        variates=settled.names,
+        values=np.ascontiguousarray(settled.values.T),
+        bounds=split_bounds(rows, None),
+        frequency=settled.frequency,
         licence="",
         sha256=hashlib.sha256(content).hexdigest(),
     )
 
 
-def _frequency(times: pd.DatetimeIndex, path: Path) -> str:
-    """The step of all the timestamps as a pandas alias ("h", "10min", "MS")."""
-    if len(times) < 3:
-        raise DatasetError(f"{path}: {len(times)} rows have no step in common")
-    steps = np.diff(times.to_numpy())
-    if steps[0] <= np.timedelta64(0):
-        raise DatasetError(f"{path}: the timestamps do not increase")
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of its answer's type to come
-        offset = pd.infer_freq(times)  # months, quarters and business days have no constant step
-    if offset is None:
-        kinds, counts = np.unique(steps, return_counts=True)
-        usual = kinds[counts.argmax()]
-        row = int(np.flatnonzero(steps != usual)[0]) + 1
-        raise DatasetError(
-            f"{path}: the usual step is {pd.Timedelta(usual)}, but row {row + 1} ({times[row]}) follows after "
-            f"{pd.Timedelta(steps[row - 1])}"
-        )
-    return str(getattr(offset, "freqstr", offset))
+def _readings(content: bytes) -> Readings:
+    """The one series of a wide table with timestamps; its values may be missing and its steps irregular."""
+    table = read_csv_table(content, _SELECTION, sys.maxsize, max_rows=sys.maxsize)
+    if table.ids is not None:
+        raise DatasetError("a long table, with a row for every series and time; a column for each series is needed")
+    if table.time is None:
+        raise DatasetError("no column holds timestamps")
+    if "" in table.names:
+        raise DatasetError("a column of numbers has no name")
+    (readings,) = series_of(table, _SELECTION)
+    return readings
