@@ -115,13 +115,15 @@ def test_grafana_finds_its_dashboards_and_prometheus(base: dict[str, Any]):
 
 
 def _compose() -> list[str] | None:
-    docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
-        return None
-    return [docker, "compose"]
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]):
+            found = subprocess.run([*command, "version", "--short"], capture_output=True, text=True)
+            if found.stdout.removeprefix("v").startswith("2."):
+                return command
+    return None
 
 
-@pytest.mark.skipif(_compose() is None, reason="docker compose is not installed")
+@pytest.mark.skipif(_compose() is None, reason="Docker Compose 2 is not installed")
 @pytest.mark.parametrize("files", [FILES[:1], FILES])
 def test_compose_accepts_them(files: tuple[str, ...]):
     command = [*(_compose() or ()), *(part for name in files for part in ("-f", name))]
