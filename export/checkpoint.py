@@ -137,7 +137,10 @@ def load_module(checkpoint: Checkpoint) -> nn.Module:
         module = checkpoint.built
     else:
         assert not isinstance(checkpoint.config, OwnModule)
-        module = build(checkpoint.config)
+        try:
+            module = build(checkpoint.config)
+        except ValueError as error:
+            raise ExportError(f"{checkpoint.path.parent}: the config cannot be built: {error}") from error
     wanted = module.state_dict()
     faults = [f"missing {name}" for name in wanted if name not in stored]
     faults += [f"unexpected {name}" for name in stored if name not in wanted]

@@ -85,6 +85,7 @@ class ClassifierConfig:
         _require_positive(self, "classes", "patch", "dim", "depth", "heads", "hidden")
         _require_dropout(self.dropout)
         _require_known_names(self)
+        _require_whole_numbers("volume", self.volume)
         if len(self.volume) != 3:
             raise ValueError(f"volume must have three sides, got {self.volume}")
         if any(side <= 0 or side % self.patch for side in self.volume):
@@ -128,11 +129,14 @@ class KANetConfig:
         _require_positive(self, "channels", "classes", "stem", "features", "heads")
         _require_dropout(self.dropout)
         _require_known_names(self)
-        if len(self.size) not in (2, 3) or any(not isinstance(side, int) or side < 1 for side in self.size):
+        _require_whole_numbers("size", self.size)
+        if len(self.size) not in (2, 3) or min(self.size) < 1:
             raise ValueError(f"size must have two or three sides of at least 1, got {self.size}")
-        if not self.modules:
-            raise ValueError("modules must name at least one")
+        if not isinstance(self.modules, tuple) or not self.modules:
+            raise ValueError("modules must be a list of at least one")
         for stage in self.modules:
+            if not isinstance(stage, tuple):
+                raise ValueError(f"a module is [kind, channels, expansion, stride], got {stage!r}")
             if len(stage) != 4 or any(not isinstance(value, int) or value < 1 for value in stage[1:]):
                 raise ValueError(f"a module is [kind, channels, expansion, stride], got {list(stage)}")
             _require_one_of("a module's kind", stage[0], ("base", "attention"))
@@ -152,6 +156,7 @@ def input_shape(config: Config) -> tuple[int, ...]:
 def _require_known_names(config: Config) -> None:
     _require_one_of("attention", config.attention, get_args(AttentionKind))
     _require_one_of("feature_map", config.feature_map, get_args(FeatureMap))
+    _require_whole_numbers("rotary", config.rotary)
     if not isinstance(config, KANetConfig):
         _require_one_of("position", config.position, get_args(Position))
 
@@ -161,6 +166,11 @@ def _require_positive(config: Config, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def _require_whole_numbers(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or any(not isinstance(part, int) or isinstance(part, bool) for part in value):
+        raise ValueError(f"{name} must be a list of whole numbers, got {value!r}")
 
 
 def _require_dropout(value: object) -> None:

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from app.manifest import Binarise, Reorient, Resize, VolumeClassification
 from models.config import ClassifierConfig, KANetConfig, input_shape
+from train.datasets.folder import DatasetError
 from train.datasets.volumes import Volumes, shrink_masks
 from train.metrics import binary_scores
 from train.recipe import Augmentation
@@ -57,10 +58,10 @@ class ClassificationObjective:
     ) -> None:
         shape = input_shape(config)
         if len(shape) != 4 or shape[0] != 1:
-            raise ValueError(f"the model takes {list(shape)}, {volumes.name} has single-channel volumes")
+            raise DatasetError(f"the model takes {list(shape)}, {volumes.name} has single-channel volumes")
         self._shape = shape[1:]
         if config.classes != len(volumes.labels):
-            raise ValueError(f"the model has {config.classes} classes, {volumes.name} has {len(volumes.labels)}")
+            raise DatasetError(f"the model has {config.classes} classes, {volumes.name} has {len(volumes.labels)}")
         self.volumes, self.config, self.augmentation, self.device = volumes, config, augmentation, device
         self._inputs = torch.from_numpy(shrink_masks(volumes.images["train"], self._shape)).to(device)
         self._targets = torch.from_numpy(volumes.targets["train"]).to(device)

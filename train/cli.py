@@ -14,6 +14,8 @@ from train.datasets.folder import VARIABLE, DatasetError, data_source
 
 _RECIPES = Path(__file__).parent / "recipes"
 
+_MOST_THREADS = 1024
+
 _TRAIN_EXAMPLES = f"""\
 examples:
   {VARIABLE}=~/data kronserve train hot-etth1
@@ -45,8 +47,8 @@ def _train_parser() -> argparse.ArgumentParser:
         "recipe", help=f"TOML file with data set, [model], [optimisation], [augmentation]; or a shipped one: {shipped}"
     )
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME of the recipe)")
-    parser.add_argument("--seed", type=int, help="instead of the recipe's seed")
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's epochs")
+    parser.add_argument("--seed", type=_whole, help="instead of the recipe's seed")
+    parser.add_argument("--epochs", type=_whole, help="instead of the recipe's epochs")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder where it stopped")
     parser.add_argument(
         "--data",
@@ -57,8 +59,21 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=_threads, help="CPU threads (default: all cores)")
     return parser
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
+
+
+def _threads(text: str) -> int:
+    if not 1 <= (count := _whole(text)) <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{count} is not from 1 to {_MOST_THREADS}")
+    return count
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -73,23 +88,24 @@ def train(argv: Sequence[str] | None = None) -> int:
         return _fail("training needs torch: pip install 'kronserve[train]'")
     from train.loop import ResumeError
     from train.recipe import RecipeError, read_recipe
-    from train.run import choose_device, train_recipe
+    from train.run import DeviceError, choose_device, train_recipe
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    folder = arguments.out or Path("runs")
     try:
         recipe = read_recipe(_recipe_path(arguments.recipe))
+        folder = arguments.out or folder / recipe.name
         given = {key: getattr(arguments, key) for key in ("seed", "epochs") if getattr(arguments, key) is not None}
-        if given.get("epochs", 1) < 1:
-            raise RecipeError("--epochs must be at least 1")
-        recipe = dataclasses.replace(recipe, optimisation=dataclasses.replace(recipe.optimisation, **given))
-        folder = arguments.out or Path("runs") / recipe.name
+        try:
+            recipe = dataclasses.replace(recipe, optimisation=dataclasses.replace(recipe.optimisation, **given))
+        except ValueError as error:
+            raise RecipeError(f"--{error}") from error
+        device = choose_device(arguments.device)
         if not arguments.resume and (folder / "resume.pt").exists():
             raise RecipeError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
-        training = train_recipe(
-            recipe, data_source(arguments.data), folder, choose_device(arguments.device), arguments.resume
-        )
-    except (RecipeError, DatasetError, ResumeError, FloatingPointError) as error:
+        training = train_recipe(recipe, data_source(arguments.data), folder, device, arguments.resume)
+    except (RecipeError, DatasetError, DeviceError, ResumeError, FloatingPointError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted; continue with --resume", status=130)
@@ -143,7 +159,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 def _recipe_path(given: str) -> Path:
     """The file of that name, else the shipped recipe of that name."""
     path, shipped = Path(given), _RECIPES / f"{given}.toml"
-    return shipped if not path.exists() and shipped.exists() else path
+    return shipped if not path.is_file() and shipped.exists() else path
 
 
 def _find_bundle(repository: Path, name: str, version: str | None) -> Path:

@@ -54,8 +54,11 @@ class Trainer:
             self.module.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
         self.batches = -(-objective.size // options.batch)
+        steps, warmup = self.batches * options.epochs, options.warmup
+        if warmup * steps == 1:
+            warmup *= 1 - 1e-9  # of a rise that takes exactly one step, torch divides by the length, 0
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, options.learning_rate, total_steps=self.batches * options.epochs, pct_start=options.warmup
+            self.optimiser, options.learning_rate, total_steps=steps, pct_start=warmup
         )
         self.epoch = 0
         self.history: list[dict[str, Any]] = []

@@ -18,10 +18,17 @@ from train.objective import Objective
 from train.recipe import Recipe
 
 
+class DeviceError(Exception):
+    """The device that was asked for is not there."""
+
+
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto`: CUDA when a GPU is usable, else the CPU."""
+    """`auto`: CUDA when a GPU is usable, else the CPU. DeviceError: CUDA was asked for, and no GPU is usable."""
+    usable = torch.cuda.is_available()
+    if name == "cuda" and not usable:
+        raise DeviceError("--device cuda: PyTorch finds no usable GPU")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if usable else "cpu"
     return torch.device(name)
 
 

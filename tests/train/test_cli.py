@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.train import bundles
 from train import cli
@@ -63,7 +64,13 @@ def test_a_failure_is_the_processs_status(tmp_path: Path) -> None:
         (["bad.toml"], "unknown key optimizer"),
         (["none.toml"], "none.toml: no such file"),
         (["tiny.toml", "--data", "."], "ETTh1.csv is not in"),
-        (["tiny.toml", "--epochs", "0"], "--epochs must be at least 1"),
+        (["tiny.toml", "--epochs", "0"], "--epochs must be in [1, 2147483647], got 0"),
+        (
+            ["tiny.toml", "--seed", "99999999999999999999"],
+            "--seed must be in [0, 4294967295], got 99999999999999999999",
+        ),
+        (["tiny.toml", "--data", "none.csv"], "--data none.csv: no such file or folder"),
+        (["."], ".: Is a directory"),
         (["hot-adrenal", "--data", "."], "adrenalmnist3d_64.npz is not in"),
     ],
 )
@@ -84,6 +91,26 @@ def test_failures_are_one_line(
     assert message in printed.err
     assert len(printed.err.splitlines()) == 1
     assert not Path("runs").exists(), "a refused run leaves no folder"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is usable here")
+def test_a_gpu_that_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text(TINY)
+    assert cli.train(["tiny.toml", "--data", ".", "--device", "cuda"]) == 1
+    assert capsys.readouterr().err == "kronserve: --device cuda: PyTorch finds no usable GPU\n"
+
+
+@pytest.mark.parametrize(
+    "option", [["--threads", "-1"], ["--threads", "0"], ["--threads", "99999999999"], ["--seed", "x"]]
+)
+def test_arguments_out_of_range_are_refused(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.train(["tiny.toml", *option])
+    assert done.value.code == 2
+    assert f"argument {option[0]}: " in capsys.readouterr().err
 
 
 @pytest.mark.real_data

@@ -119,6 +119,14 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_rise_of_one_step_begins_at_the_peak(tmp_path: Path) -> None:
+    recipe = synthetic.forecaster_recipe(epochs=1, batch=51, warmup=0.5, learning_rate=0.25)
+    trainer = Trainer(recipe, objective(recipe), tmp_path, CPU)
+    assert trainer.batches == 2
+    assert trainer.schedule.get_last_lr() == [pytest.approx(0.25)]
+    assert trainer.run(progress=False)["epochs_run"] == 1
+
+
 def test_stops_early_and_keeps_the_best_epoch(tmp_path: Path) -> None:
     recipe = synthetic.forecaster_recipe(epochs=9, patience=3)
     training = train(recipe, tmp_path, using=Scripted(objective(recipe), [5.0, 3.0, 4.0, 3.0, 3.5, 1.0]))
