@@ -186,7 +186,7 @@ def export_bundle(
     """Trace, prove and write one version; returns its folder and manifest.
 
     evaluate: called with the finished bundle before it becomes visible, returns the manifest's metrics.
-    ExportError (ParityError among them): nothing was written.
+    ExportError (ParityError among them), OSError: nothing was written.
     """
     # Everything that can be refused without tracing comes first.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", request.name):
@@ -196,6 +196,7 @@ def export_bundle(
     target = request.repository / request.name / request.version
     if target.exists() and not request.force:
         raise ExportError(f"{target} exists; choose another version, or --force to replace it")
+    _check_place(target)
     described, module, config = task(checkpoint, request), load_module(checkpoint), checkpoint.config
     sig = signature(config)
     before, explain = checkpoint.manifest, request.explain
@@ -233,6 +234,15 @@ def export_bundle(
         if request.sign is not None:
             sign(folder, request.sign)
     return target, manifest
+
+
+def _check_place(target: Path) -> None:
+    """A bundle is traced for seconds before it is written, so what can be seen of its place is seen before."""
+    there = next(parent for parent in target.parents if parent.exists())
+    if not there.is_dir():
+        raise ExportError(f"{there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ExportError(f"{there} cannot be written to")
 
 
 def _write_graph(

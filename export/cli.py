@@ -222,6 +222,8 @@ def export(argv: list[str]) -> int:
         folder, manifest = export_bundle(checkpoint, request, evaluate)
     except ExportError as error:
         return fail(f"kronserve export: {error}")
+    except OSError as error:
+        return fail(f"kronserve export: {error.filename or options.repository}: {error.strerror or error}")
     size = sum(file.size for file in manifest.files.values())
     report = proof(manifest)
     if options.report is not None:

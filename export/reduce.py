@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnxscript import ir
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load, save
 
 from app.integrity import GRAPH
 from app.manifest import Precision, PrecisionKind, TensorSpec
@@ -96,7 +96,8 @@ def reduce(
 
 def _write(model: ir.Model, plain: State, keep: list[str], folder: Path, kind: PrecisionKind) -> None:
     lowered = ir.serde.deserialize_model(ir.serde.serialize_model(model))
-    save_file(_LOWER[kind](lowered, plain, keep), folder / WEIGHTS)
+    # Not save_file, whose errors are not OSErrors.
+    (folder / WEIGHTS).write_bytes(save(_LOWER[kind](lowered, plain, keep)))
     refer_to(lowered, folder / WEIGHTS)
     onnx.save(with_functions(lowered), folder / GRAPH)
 

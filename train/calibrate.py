@@ -91,7 +91,7 @@ def calibrate_bundle(bundle: Path, split: Split = "val", data: Path | None = Non
 
     Raises:
         BundleError: not a bundle, signed, or of a task that has nothing to calibrate. DatasetError: its data is not
-            there, or not what it was trained on.
+            there, or not what it was trained on. OSError: its manifest cannot be written.
     """
     manifest = read_manifest(bundle)
     task = manifest.task
@@ -110,11 +110,21 @@ def calibrate_bundle(bundle: Path, split: Split = "val", data: Path | None = Non
         update = {"temperature": temperature(run, task, trained_volumes(manifest, data), split)}
     calibrated = manifest.model_copy(update={"task": task.model_copy(update=update)})
     content = (calibrated.model_dump_json(indent=2) + "\n").encode()
-    for name, text in ((MANIFEST, content), (SUM, sum_line(content).encode())):
-        partial = bundle / f".{name}"
-        partial.write_bytes(text)
-        partial.replace(bundle / name)
+    _replace(bundle, {MANIFEST: content, SUM: sum_line(content).encode()})
     return calibrated
+
+
+def _replace(bundle: Path, files: dict[str, bytes]) -> None:
+    """All of the files or, where one cannot be written, none of them."""
+    partial = {bundle / name: bundle / f".{name}" for name in files}
+    try:
+        for path, temporary in partial.items():
+            temporary.write_bytes(files[path.name])
+        for path, temporary in partial.items():
+            temporary.replace(path)
+    finally:
+        for temporary in partial.values():
+            temporary.unlink(missing_ok=True)
 
 
 def calibrate(argv: Sequence[str] | None = None) -> int:
@@ -142,6 +152,9 @@ def calibrate(argv: Sequence[str] | None = None) -> int:
         task = calibrate_bundle(arguments.bundle, arguments.split, arguments.data).task
     except (BundleError, DatasetError) as error:
         sys.stderr.write(f"kronserve: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"kronserve: {error.filename or arguments.bundle}: {error.strerror or error}\n")
         return 1
     if isinstance(task, Forecasting):
         assert task.intervals is not None

@@ -6,6 +6,7 @@ the validation score improves. RUN/metrics.jsonl: one line per epoch. RUN/resume
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -55,12 +56,9 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """The loop's whole state, tensors and plain values."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(state, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()  # writing files itself, torch says of a full disk only that its writer failed
+    torch.save(state, content)
+    write_atomically(path, content.getvalue())
 
 
 def read_state(path: Path) -> dict[str, Any]:

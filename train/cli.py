@@ -102,11 +102,15 @@ def train(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             raise RecipeError(f"--{error}") from error
         device = choose_device(arguments.device)
+        if folder.exists() and not folder.is_dir():
+            raise RecipeError(f"--out {folder} is not a folder")
         if not arguments.resume and (folder / "resume.pt").exists():
             raise RecipeError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
         training = train_recipe(recipe, data_source(arguments.data), folder, device, arguments.resume)
     except (RecipeError, DatasetError, DeviceError, ResumeError, FloatingPointError) as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename or folder}: {error.strerror or error}")
     except KeyboardInterrupt:
         return _fail("interrupted; continue with --resume", status=130)
     _print({"run": str(folder), "best_epoch": training["best_epoch"], "validation": training["validation"]})
@@ -150,8 +154,10 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     try:
         bundle = _find_bundle(arguments.repository, arguments.name, arguments.version)
         metrics = evaluate_bundle(bundle, arguments.split, arguments.data, progress=True, every=arguments.every)
-    except (BundleError, DatasetError, FileNotFoundError) as error:
+    except (BundleError, DatasetError) as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.strerror else str(error))
     _print({"model": arguments.name, "version": bundle.name, **metrics})
     return 0
 

@@ -41,7 +41,11 @@ def read_manifest(bundle: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
     except FileNotFoundError:
-        raise BundleError(f"{bundle} has no manifest.json") from None
+        raise BundleError(
+            f"{bundle} has no manifest.json" if bundle.is_dir() else f"{bundle}: no such folder"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{error.filename}: {error.strerror}") from None
     except ValidationError as error:
         raise BundleError(f"{bundle / 'manifest.json'}: {error}") from error
 

@@ -10,6 +10,8 @@ import copy
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,28 @@ STATISTICS_BATCH = 64
 
 
 class ResumeError(Exception):
-    """The folder's state belongs to another recipe or another data set."""
+    """The folder's state belongs to another recipe or another data set, or cannot be read."""
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder and those above it; what was made for the block goes again if the block fails and leaves it empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 class Trainer:
     """One run of a recipe in a folder.
 
     device: where the module and its gradients live. resume: continue from the folder's state if it has one.
-    ResumeError: that state belongs to another recipe or other data.
+    ResumeError: that state belongs to another recipe or other data, or cannot be read.
     """
 
     def __init__(
@@ -67,7 +83,7 @@ class Trainer:
         self.best_metrics: dict[str, Any] = {}
         self.best_state: dict[str, Tensor] = {}
         if resume and (folder / checkpoint.RESUME).exists():
-            self._restore(checkpoint.read_state(folder / checkpoint.RESUME))
+            self._restore(self._state(folder / checkpoint.RESUME))
 
     @property
     def finished(self) -> bool:
@@ -76,8 +92,15 @@ class Trainer:
         return self.epoch >= options.epochs or self.epoch - self.best_epoch >= options.patience
 
     def run(self, progress: bool = True) -> dict[str, Any]:
-        """Train to the end; training.json's content. The progress bar goes to stderr."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Train to the end; training.json's content. The progress bar goes to stderr.
+
+        FloatingPointError: the loss or the score is not finite. OSError: the folder cannot be written. A run that ends
+        before anything was written leaves no folder.
+        """
+        with _made(self.folder):
+            return self._run(progress)
+
+    def _run(self, progress: bool) -> dict[str, Any]:
         remaining = (self.recipe.optimisation.epochs - self.epoch) * self.batches
         with tqdm(total=remaining, unit="step", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
             while not self.finished:
@@ -115,6 +138,8 @@ class Trainer:
         validated = self._validated()
         with torch.no_grad():
             score, metrics = self.objective.validate(validated)
+        if not np.isfinite(score):
+            raise FloatingPointError(f"the validation score became {score} in epoch {self.epoch}")
         self.history.append(
             {
                 "epoch": self.epoch,
@@ -194,6 +219,15 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         return {"recipe": self.recipe.to_dict(), "data_sha256": self.objective.facts()["data_sha256"]}
+
+    @staticmethod
+    def _state(path: Path) -> dict[str, Any]:
+        try:
+            return checkpoint.read_state(path)
+        except OSError:
+            raise
+        except Exception as error:  # bytes that are no pickle make its reader stumble in any way
+            raise ResumeError(f"{path} cannot be read; start anew in another --out") from error
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["identity"] != self._identity():

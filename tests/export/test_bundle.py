@@ -19,6 +19,7 @@ from export.checkpoint import Checkpoint, ExportError, load_module, read_checkpo
 from export.cli import export
 from models.config import to_dict
 from tests.export.conftest import CONFIGS, Exported
+from tests.full_disk import no_file_above
 from tests.manifests import rewrite_manifest
 
 Writer = Callable[[str], Path]
@@ -187,6 +188,19 @@ def test_a_version_that_cannot_be_replaced_stays(
         export_bundle(source, Request("model", "1", tmp_path, force=True))
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["1"]
     assert [path.name for path in (tmp_path / "model" / "1").iterdir()] == ["before"]
+
+
+def test_what_the_file_system_refuses_is_one_line(
+    checkpoint: Writer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, file = str(checkpoint("forecaster-sum")), tmp_path / "own.csv"
+    file.write_text("date,a\n")
+    assert export([source, "--name", "m", "--version", "1", "--repository", str(file)]) == 1
+    assert capsys.readouterr().err == f"kronserve export: {file} is not a folder\n"
+    with no_file_above(1000):
+        assert export([source, "--name", "m", "--version", "1", "--repository", str(tmp_path / "r")]) == 1
+    assert capsys.readouterr().err == f"kronserve export: {tmp_path / 'r'}: File too large\n"
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(

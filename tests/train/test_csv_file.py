@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from app.readers.formats import read_series
 from app.readers.series import MAX_STEPS
 from export.cli import export
+from tests.full_disk import no_file_above
 from train import cli
 from train.datasets.csv_file import load_csv
 from train.datasets.folder import DatasetError
@@ -124,13 +126,50 @@ def test_more_rows_than_a_request_may_have(tmp_path: Path) -> None:
     assert (loaded.values.shape, loaded.frequency) == ((rows, 1), "min")
 
 
-def test_trains_exports_and_evaluates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a training run in the working directory."""
     monkeypatch.chdir(tmp_path)
     Path("small.toml").write_text(RECIPE)
-    path = sines(tmp_path / "mine.csv")
-    assert cli.train(["small.toml", "--data", "mine.csv", "--out", "run"]) == 0
+    sines(tmp_path / "mine.csv")
+    return ["small.toml", "--data", "mine.csv"]
+
+
+def test_a_run_that_comes_to_nothing_leaves_nothing(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("small.toml").write_text(RECIPE.replace("batch = 64", "batch = 64\nlearning_rate = 1e30"))
+    assert cli.train([*small, "--out", "a/b"]) == 1
+    assert re.fullmatch("kronserve: the (training loss|validation score) became nan in epoch 1", _last_line(capsys))
+    assert not Path("a").exists()
+    Path("kept").mkdir()
+    assert cli.train([*small, "--out", "kept"]) == 1
+    assert Path("kept").is_dir(), "it was there before"
+
+
+def test_what_the_file_system_refuses_is_one_line(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("mine.csv").read_bytes()
+    assert cli.train([*small, "--out", "mine.csv"]) == 1
+    assert capsys.readouterr().err == "kronserve: --out mine.csv is not a folder\n"
+    assert cli.train([*small, "--out", "mine.csv/run"]) == 1
+    assert capsys.readouterr().err == "kronserve: mine.csv/run: Not a directory\n"
+    assert Path("mine.csv").read_bytes() == before
+    with no_file_above(1000):
+        assert cli.train([*small, "--out", "full"]) == 1
+    assert _last_line(capsys) == "kronserve: full: File too large"
+    assert cli.train([*small, "--out", "full", "--resume"]) == 0, "what is there is whole"
+    (Path("full") / "resume.pt").write_bytes(b"rubbish")
+    assert cli.train([*small, "--out", "full", "--resume"]) == 1
+    assert _last_line(capsys) == "kronserve: full/resume.pt cannot be read; start anew in another --out"
+
+
+def _last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return str(err.splitlines()[-1])
+
+
+def test_trains_exports_and_evaluates(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.csv"
+    assert cli.train([*small, "--out", "run"]) == 0
     training = json.loads(Path("run/training.json").read_text())
     assert training["dataset"] == "mine"
     assert training["data_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.full_disk import no_file_above
 from tests.train import bundles, synthetic
 from train.calibrate import calibrate, calibrate_bundle
 from train.datasets import series, volumes
@@ -104,6 +105,13 @@ def test_a_csv_is_asked_for_and_taken(
     assert calibrate([str(bundle)]) == 1, "refused before data is asked for"
     assert "is signed" in capsys.readouterr().err
     (bundle / "manifest.json.sig").unlink()
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    with no_file_above(1000):
+        assert calibrate([str(bundle), "--data", str(tmp_path / "own.csv")]) == 1
+    assert capsys.readouterr().err == f"kronserve: {bundle}: File too large\n"
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert calibrate([str(tmp_path / "own.csv")]) == 1
+    assert capsys.readouterr().err == f"kronserve: {tmp_path / 'own.csv' / 'manifest.json'}: Not a directory\n"
     assert calibrate([str(bundle), "--data", str(tmp_path / "own.csv")]) == 0
     intervals = read_manifest(bundle).task.intervals  # type: ignore[union-attr]
     assert intervals is not None
