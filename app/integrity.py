@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from app.errors import KronserveError
-from app.manifest import Manifest
+from app.manifest import Manifest, fault
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -46,9 +46,7 @@ def read_manifest(folder: Path, trusted: Path | None = None) -> Manifest | None:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BrokenBundle(f"{MANIFEST} is not valid: {where}: {first['msg']}") from error
+        raise BrokenBundle(f"{MANIFEST} is not valid: {fault(error)}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise BrokenBundle(
             f"{MANIFEST} says {manifest.name}/{manifest.version}, the folder is {folder.parent.name}/{folder.name}"

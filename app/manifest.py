@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Datatype = Literal[
     "BOOL",
@@ -375,3 +375,11 @@ class Manifest(Part):
         if any(spec.on_request for spec in self.inputs):
             raise ValueError("an input cannot be on request")
         return self
+
+
+def fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a manifest, in one line: where, and what."""
+    first, *others = error.errors(include_url=False)
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}"

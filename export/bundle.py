@@ -22,6 +22,7 @@ from onnxscript import ir
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from app.errors import UnusableInput
 from app.integrity import GRAPH, MANIFEST, SUM, sum_line
 from app.manifest import (
     Check,
@@ -39,7 +40,9 @@ from app.manifest import (
     TensorClassification,
     TensorSpec,
     VolumeClassification,
+    fault,
 )
+from app.readers.calendar import parse_frequency
 from export import verify
 from export.checkpoint import WEIGHTS, Checkpoint, ExportError, load_module
 from export.explain import attention_outputs, explained
@@ -105,13 +108,16 @@ class Request:
 def task(checkpoint: Checkpoint, request: Request) -> Task:
     """The manifest's task: the training's own, or one made of the config, with the request's values on top."""
     config = checkpoint.config
+    for kind, names in (("labels", request.labels), ("variates", request.variates)):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ExportError(f"{kind}: {twice[0]!r} is there twice")
     if checkpoint.manifest is not None:
         base: Task = checkpoint.manifest.task
     elif "task" in checkpoint.training:
         try:
             base = TypeAdapter[Task](Task).validate_python(checkpoint.training["task"])
         except ValidationError as error:
-            raise ExportError(f"training.json: task is not one a manifest can hold: {error}") from error
+            raise ExportError(f"training.json: task is not one a manifest can hold: {fault(error)}") from error
     elif forecasts(config):
         lookback, horizon = lookback_and_horizon(config)
         base = Forecasting(lookback=lookback, horizon=horizon)
@@ -124,15 +130,23 @@ def task(checkpoint: Checkpoint, request: Request) -> Task:
         base = base.model_copy(
             update={
                 "variates": request.variates or base.variates,
-                "frequency": request.frequency or base.frequency,
+                "frequency": base.frequency if request.frequency is None else _frequency(request.frequency),
             }
         )
     else:
-        if request.variates or request.frequency:
+        if request.variates or request.frequency is not None:
             raise ExportError("variates and frequency belong to forecasters; this is a classifier")
         base = base.model_copy(update={"labels": request.labels or base.labels})
     _check_task(base, config)
     return base
+
+
+def _frequency(text: str) -> str:
+    """As the service writes the step that it finds in timestamps."""
+    try:
+        return parse_frequency(text).freqstr
+    except UnusableInput as error:
+        raise ExportError(error.message) from error
 
 
 def _classification(labels: tuple[str, ...], shape: tuple[int, ...]) -> Task:

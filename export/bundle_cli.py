@@ -61,6 +61,8 @@ def verify(argv: list[str]) -> int:
     parser.add_argument("--trusted-keys", type=Path, metavar="FILE", help="PEM public keys; one must have signed it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
+    if not options.bundle.is_dir():
+        return fail(f"kronserve verify: {options.bundle}: no such folder")
     try:
         from export.report import check_lines
         from export.verification import verify_bundle

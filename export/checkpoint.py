@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
-from app.manifest import Forecasting, Manifest, VolumeClassification
+from app.manifest import Forecasting, Manifest, VolumeClassification, fault
 from export.signature import Description, OwnModule
 from models.config import build, from_dict
 
@@ -76,7 +76,7 @@ def read_checkpoint(folder: Path, weights: bytes | None = None) -> Checkpoint:
         try:
             manifest = Manifest.model_validate(_json(folder / "manifest.json"))
         except ValidationError as error:
-            raise ExportError(f"{folder / 'manifest.json'} is not a manifest: {error}") from error
+            raise ExportError(f"{folder / 'manifest.json'} is not valid: {fault(error)}") from error
         if manifest.precision.kind != "fp32":
             raise ExportError(f"{folder} has weights in {manifest.precision.kind}; export from where it was made of")
         values, training = manifest.provenance.config, manifest.provenance.training

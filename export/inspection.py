@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
-from app.manifest import Manifest, Parity, Precision
+from app.manifest import Manifest, Parity, Precision, fault
 from export.cost import cost_of_one_row
 from export.graph_checks import GraphError
 from export.report import precision_lines
@@ -31,8 +31,10 @@ def describe(folder: Path) -> dict[str, Any]:
         graph = onnx.load(folder / "model.onnx", load_external_data=False)
     except OSError as error:
         raise BundleError(f"{error.filename}: {error.strerror}") from error
-    except (ValidationError, DecodeError) as error:
-        raise BundleError(f"{folder}: {error}") from error
+    except ValidationError as error:
+        raise BundleError(f"{folder / 'manifest.json'} is not valid: {fault(error)}") from error
+    except DecodeError as error:
+        raise BundleError(f"{folder / 'model.onnx'} is not ONNX: {error}") from error
     try:
         of_one_row = cost_of_one_row(folder, manifest).as_dict()
     except GraphError as error:

@@ -41,6 +41,8 @@ def _built(factory: str) -> nn.Module:
     try:
         make = getattr(importlib.import_module(package), function)
         module = make()
+    except SystemExit as error:  # a script without `if __name__ == "__main__"` does that
+        raise ExportError(f"--module {factory}: it calls sys.exit; a module that only defines is needed") from error
     except Exception as error:
         raise ExportError(f"--module {factory}: {type(error).__name__}: {error}") from error
     finally:
@@ -56,8 +58,8 @@ def _output_shape(module: nn.Module, factory: str, input_shape: tuple[int, ...])
     try:
         with torch.no_grad():
             output = module(sample)
-    except Exception as error:
-        message = " ".join(str(error).split())
+    except (Exception, SystemExit) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
         raise ExportError(f"--module {factory} does not run on {list(sample.shape)}: {message}") from error
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
     if len(input_shape) == _SERIES and len(shape) == _VARIATES and shape[:2] == tuple(sample.shape[:2]):

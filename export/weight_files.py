@@ -75,7 +75,8 @@ def _read_torch(path: Path) -> Mapping[str, Tensor]:
             "torch.save(module.state_dict(), ...)"
         ) from error
     except Exception as error:  # bytes that are no pickle make its reader stumble in any way
-        raise ExportError(f"{path} is not a readable PyTorch file: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split())[:200] or "it is empty or cut short"
+        raise ExportError(f"{path} is not a readable PyTorch file: {reason}") from error
     for key in _NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

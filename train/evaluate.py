@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from app.manifest import Forecasting, Manifest, VolumeClassification
+from app.manifest import Forecasting, Manifest, VolumeClassification, fault
 from app.readers.series import MAX_VARIATES, Series
 from app.readers.volume import Volume
 from app.tasks import classification, forecasting
@@ -47,7 +47,7 @@ def read_manifest(bundle: Path) -> Manifest:
     except OSError as error:
         raise BundleError(f"{error.filename}: {error.strerror}") from None
     except ValidationError as error:
-        raise BundleError(f"{bundle / 'manifest.json'}: {error}") from error
+        raise BundleError(f"{bundle / 'manifest.json'} is not valid: {fault(error)}") from error
 
 
 def _session(bundle: Path, manifest: Manifest) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 
 import torch
@@ -116,6 +117,10 @@ def text() -> str:
 
 def fails() -> nn.Module:
     return nn.Linear(torch.zeros(1).item(), "x")  # type: ignore[arg-type]
+
+
+def leaves() -> nn.Module:
+    sys.exit()
 
 
 def pair() -> nn.Module:

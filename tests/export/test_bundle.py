@@ -295,6 +295,8 @@ def test_the_task_is_the_trainings_own_or_made_of_the_config() -> None:
     assert renamed == trained.model_copy(update={"labels": ("benign", "malignant")})
     hourly = task(_source("forecaster-sum", {}), replace(request, frequency="h", variates=("a", "b")))
     assert hourly == Forecasting(lookback=24, horizon=16, frequency="h", variates=("a", "b"))
+    weekly = task(_source("forecaster-sum", {}), replace(request, frequency="W"))
+    assert weekly == Forecasting(lookback=24, horizon=16, frequency="W-SUN"), "as the service names it"
 
 
 @pytest.mark.parametrize(
@@ -303,6 +305,10 @@ def test_the_task_is_the_trainings_own_or_made_of_the_config() -> None:
         ("classifier-product", {}, {"labels": ("a", "b")}, r"2 labels \(a, b\) for 3 classes"),
         ("forecaster-sum", {}, {"labels": ("a", "b")}, "labels belong to classifiers"),
         ("classifier-sum", {}, {"frequency": "h"}, "belong to forecasters"),
+        ("forecaster-sum", {}, {"frequency": "bogus"}, "frequency 'bogus' is not one like s, 10min, h"),
+        ("forecaster-sum", {}, {"frequency": ""}, "frequency '' is not one like"),
+        ("forecaster-sum", {}, {"variates": ("a", "b", "a")}, "variates: 'a' is there twice"),
+        ("classifier-product", {}, {"labels": ("a", "b", "b")}, "labels: 'b' is there twice"),
         ("forecaster-sum", {"task": {"kind": "telling fortunes"}}, {}, "training.json: task"),
         ("forecaster-sum", {"task": {"kind": "forecasting", "lookback": 24, "horizon": 8}}, {}, "24, 8 are not"),
         ("forecaster-sum", {"task": {"kind": "volume-classification", "labels": ["a", "b"]}}, {}, "does not fit"),

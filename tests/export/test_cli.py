@@ -8,12 +8,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnx
 import pytest
 
+from export.bundle_cli import inspect, verify
+from export.cli import export
 from tests.export.conftest import Exported
+from train.calibrate import calibrate
+from train.cli import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,6 +84,9 @@ def test_faults_are_one_line_without_a_traceback(tmp_path: Path) -> None:
         done = _run("export", tmp_path / "nowhere", *target, "--report", report)
         assert done.returncode == 1
         assert done.stderr == f"kronserve export: --report {report}: not a file in a folder that exists\n"
+    done = _run("verify", tmp_path / "nosuch")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"kronserve verify: {tmp_path / 'nosuch'}: no such folder\n"
     done = _run("inspect", tmp_path)
     assert done.returncode == 1
     assert done.stderr == f"kronserve inspect: {tmp_path / 'manifest.json'}: No such file or directory\n"
@@ -114,6 +122,25 @@ def test_inspect_tells_what_the_bundle_is_without_torch(exports: Callable[[str],
     assert "logits FP32 [batch, class 3]" in done.stdout
     assert f"{described['cost']['flops'] / 1e6:,.1f} MFLOP" in done.stdout
     assert "reference evaluator" in done.stdout
+
+
+def test_a_broken_manifest_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tmp_path / "r" / "m" / "1"
+    bundle.mkdir(parents=True)
+    for name, content in (("manifest.json", "{}"), ("weights.safetensors", ""), ("model.onnx", "")):
+        (bundle / name).write_text(content)
+    commands = (
+        partial(inspect, [str(bundle)]),
+        partial(calibrate, [str(bundle)]),
+        partial(evaluate, ["m", "--repository", str(tmp_path / "r")]),
+        partial(export, [str(bundle), "--name", "m", "--version", "2"]),
+    )
+    for command in commands:
+        assert command() == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "manifest.json is not valid: name: Field required (and " in line
+    assert verify([str(bundle)]) == 1
+    assert "manifest.json is not valid: name: Field required" in capsys.readouterr().out
 
 
 def test_verify_needs_no_torch_and_exits_by_what_it_finds(exports: Callable[[str], Exported], tmp_path: Path) -> None:

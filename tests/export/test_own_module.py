@@ -157,9 +157,11 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_weight_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(b"rubbish")
+    (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "w.safetensors").write_bytes(b"rubbish")
     faults = {
         tmp_path / "w.onnx": "a file ending in",
+        tmp_path / "empty.pt": "not a readable PyTorch file: it is empty or cut short",
         tmp_path / "gone.pt": "No such file",
         tmp_path / "w.safetensors": "not a readable safetensors file",
         tmp_path / "w.pt": r"(not a readable PyTorch file|nothing in it is run)",
@@ -180,6 +182,7 @@ def test_what_is_no_weight_file_is_said(tmp_path: Path) -> None:
         ("pair", (-1, 12), r"gives tuple .* not \[2, variates, horizon\]"),
         ("text", (-1, 12), "gave a str, not a torch.nn.Module"),
         ("fails", (-1, 12), "TypeError"),
+        ("leaves", (-1, 12), "calls sys.exit"),
         ("nothing", (-1, 12), "AttributeError"),
     ],
 )
