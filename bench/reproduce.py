@@ -1,7 +1,8 @@
 """Print the tables of docs/results.md: every shipped bundle on its test split beside published rows, operators' cost.
 
 Bundles are evaluated anew, which needs the data sets (KRONSERVE_DATA or --data); costs are read from
-bench/results/operators.json, which `python -m bench.operators` measures. --write puts the tables into docs/results.md.
+bench/results/operators.json, which `python -m bench.operators` measures, and the spread over seeds from
+bench/results/seeds.json, which `python -m bench.seeds` trains. --write puts the tables into docs/results.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.manifest import Manifest
+from bench import seeds
 from bench.operators import report
 from bench.published import FORECASTING, VOLUMES
 from train.evaluate import evaluate_bundle
@@ -74,6 +76,8 @@ def tables(evaluated: Evaluated) -> dict[str, str]:
     used = {metrics["dataset"] for metrics in evaluated.values()}
     made = {name: forecasting_table(name, evaluated) for name in FORECASTING if name in used}
     made |= {name: volumes_table(name, evaluated) for name in VOLUMES if name in used}
+    if seeds.RESULTS.exists():
+        made["seeds"] = seeds.table(json.loads(seeds.RESULTS.read_text()))
     made |= {"claims": report.claims(rows), "savings": report.savings(rows), "growth": report.growth(rows)}
     for order in (2, 3):
         made[f"operators-{order}d"] = report.table(rows, order, "bare")
