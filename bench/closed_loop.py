@@ -30,16 +30,11 @@ def run(url: str, body: bytes, headers: list[str], connections: int, seconds: fl
     broken = 0
     clock = time.perf_counter
 
-    def begin(client: Client) -> None:
-        client.started, client.unsent, client.remaining = clock(), memoryview(request), -1
-        if not client.send():
-            poll.modify(client.socket, select.EPOLLIN | select.EPOLLOUT)
-
     def connect() -> None:
         client = Client(address)
         clients[client.socket.fileno()] = client
         poll.register(client.socket, select.EPOLLIN)
-        begin(client)
+        client.begin(poll, request, clock())
 
     for _ in range(connections):
         connect()
@@ -49,14 +44,12 @@ def run(url: str, body: bytes, headers: list[str], connections: int, seconds: fl
         while resting and resting[0][0] <= now:
             client = clients.get(heapq.heappop(resting)[1])
             if client is not None:
-                begin(client)
+                client.begin(poll, request, clock())
         rest = min(until, resting[0][0]) if resting else until
         for descriptor, events in poll.poll(max(0.0, rest - now)):
             client = clients[descriptor]
             try:
-                if events & select.EPOLLOUT and client.send():
-                    poll.modify(descriptor, select.EPOLLIN)
-                if not events & ~select.EPOLLOUT or not client.receive(buffer):
+                if not client.advance(poll, events, buffer):
                     continue
             except OSError:
                 broken += 1
@@ -69,7 +62,7 @@ def run(url: str, body: bytes, headers: list[str], connections: int, seconds: fl
             if client.status == 429 and client.retry_after:
                 heapq.heappush(resting, (ended + client.retry_after, descriptor))
             else:
-                begin(client)
+                client.begin(poll, request, clock())
     took = clock() - started
     for client in clients.values():
         client.socket.close()

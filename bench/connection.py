@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
@@ -25,6 +26,18 @@ class Client:
         self.remaining = -1
         self.status = 0
         self.retry_after = 0.0
+
+    def begin(self, poll: select.epoll, request: bytes, now: float) -> None:
+        """Send a request that began at `now`; `poll` knows the socket, and says when the rest can go."""
+        self.started, self.unsent, self.remaining = now, memoryview(request), -1
+        if not self.send():
+            poll.modify(self.socket, select.EPOLLIN | select.EPOLLOUT)
+
+    def advance(self, poll: select.epoll, events: int, buffer: bytearray) -> bool:
+        """Go on after what `poll` told; True when the answer is whole. Raises ConnectionError."""
+        if events & select.EPOLLOUT and self.send():
+            poll.modify(self.socket, select.EPOLLIN)
+        return bool(events & ~select.EPOLLOUT) and self.receive(buffer)
 
     def send(self) -> bool:
         """Send what is left; False when the socket takes no more for now."""

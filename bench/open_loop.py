@@ -59,18 +59,14 @@ def run(url: str, body: bytes, headers: list[str], connections: int, seconds: fl
                 unsent += 1
                 continue
             client = free.popleft()
-            client.started, client.unsent, client.remaining = due, memoryview(request), -1
             try:
-                if not client.send():
-                    poll.modify(client.socket, select.EPOLLIN | select.EPOLLOUT)
+                client.begin(poll, request, due)
             except OSError:
                 replace(client)
         for descriptor, events in poll.poll(max(0.0, min(due, until) - now)):
             client = clients[descriptor]
             try:
-                if events & select.EPOLLOUT and client.send():
-                    poll.modify(descriptor, select.EPOLLIN)
-                if not events & ~select.EPOLLOUT or not client.receive(buffer):
+                if not client.advance(poll, events, buffer):
                     continue
             except OSError:
                 if client in free:
