@@ -47,6 +47,15 @@ def test_layers_of_the_service_import_only_downwards(layer: str):
         assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
 
 
+def test_the_wall_clock_is_shown_and_never_reckoned_with():
+    """A clock that is put forward or back moves no deadline, no wait and no rate: those are of the monotonic one."""
+    # When a model was last asked, when a forecast was made, when a span was.
+    shown = {"inference_statistics.py", "timeseries.py", "timeline.py"}
+    reading = re.compile(r"\btime\.time(_ns)?\b|\b(datetime|date)\.(now|utcnow|today)\b|from time import")
+    found = {file.name for file in (ROOT / "app").rglob("*.py") if reading.search(file.read_text())}
+    assert found == shown
+
+
 def test_grpc_is_needed_by_its_own_folder_alone():
     """An extra: everything else must import without it."""
     for file in (ROOT / "app").rglob("*.py"):
