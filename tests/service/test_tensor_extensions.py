@@ -48,7 +48,7 @@ def test_classification_gives_labels(
     client: triton.InferenceServerClient, logits: np.ndarray, binary: bool, count: int
 ):
     signature = client.get_model_metadata(CLASSIFIER)
-    (given,), (output,) = signature["inputs"], signature["outputs"]
+    (given,), (output, *_) = signature["inputs"], signature["outputs"]
     result = client.infer(
         CLASSIFIER,
         [triton_input(given["name"], VOLUMES, "FP32")],
