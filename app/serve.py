@@ -201,7 +201,9 @@ class Server(uvicorn.Server):
             return made(config=config, server_state=state, app_state=self.lifespan.state)
 
         taken_in = [loop.connect_accepted_socket(protocol, connection, ssl=config.ssl) for connection in waiting]
-        await asyncio.gather(*taken_in, return_exceptions=True)  # one that has gone, or speaks no TLS, is no matter
+        with contextlib.suppress(TimeoutError):  # of a TLS handshake that nobody goes on with
+            async with asyncio.timeout(LINGER_SECONDS):
+                await asyncio.gather(*taken_in, return_exceptions=True)  # one that has gone is no matter
 
     def _stop_accepting(self) -> None:
         self.should_exit = True

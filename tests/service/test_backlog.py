@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 from pathlib import Path
+from typing import Any
 
+import trustme
 import uvicorn
 
 from app.http_protocol import BoundedHttpProtocol
@@ -17,15 +19,20 @@ from tests.tiny_models import write_offset_model
 REQUEST = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-async def test_connections_in_the_backlog_are_answered(tmp_path: Path) -> None:
-    write_offset_model(tmp_path / "models" / "m" / "1", 1)
-    app = create_app(Settings(repository=tmp_path / "models", grpc_port=None, cache_dir=tmp_path / "cache"))
-    config = uvicorn.Config(app, port=0, http=BoundedHttpProtocol, log_config=None, ws="none")
+async def started(folder: Path, **options: Any) -> tuple[Server, tuple[str, int]]:
+    """A server in this event loop, and where it listens."""
+    write_offset_model(folder / "models" / "m" / "1", 1)
+    app = create_app(Settings(repository=folder / "models", grpc_port=None, cache_dir=folder / "cache"))
+    config = uvicorn.Config(app, port=0, http=BoundedHttpProtocol, log_config=None, ws="none", **options)
     config.load()
     server = Server(config, app.state.service)
     server.lifespan = config.lifespan_class(config)
     await server.startup()
-    address = server.servers[0].sockets[0].getsockname()
+    return server, server.servers[0].sockets[0].getsockname()
+
+
+async def test_connections_in_the_backlog_are_answered(tmp_path: Path) -> None:
+    server, address = await started(tmp_path)
     # Nothing is awaited from here on, so the event loop has no chance to accept them.
     clients = [socket.create_connection(address) for _ in range(20)]
     for client in clients:
@@ -38,3 +45,14 @@ async def test_connections_in_the_backlog_are_answered(tmp_path: Path) -> None:
         assert answer.startswith(b"HTTP/1.1 200 OK")
         client.close()
     await leaving
+
+
+async def test_a_silent_handshake_in_the_backlog_holds_nothing_up(tmp_path: Path) -> None:
+    """A client that connects and says nothing: the server does not wait for its TLS, which would be a minute."""
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    pem = tmp_path / "both.pem"
+    issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
+    server, address = await started(tmp_path, ssl_certfile=pem)
+    with socket.create_connection(address):
+        server._service.draining = True
+        await asyncio.wait_for(server.shutdown(), 30)
