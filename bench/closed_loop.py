@@ -8,16 +8,14 @@ Runs as a process of its own: python -m bench.closed_loop URL --body FILE --conn
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import json
 import select
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
-from bench.connection import BUFFER, Client, by_status, post
+from bench.connection import BUFFER, Client, arguments, by_status, post
 
 
 def run(url: str, body: bytes, headers: list[str], connections: int, seconds: float) -> dict[str, Any]:
@@ -70,11 +68,7 @@ def run(url: str, body: bytes, headers: list[str], connections: int, seconds: fl
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url")
-    parser.add_argument("--body", type=Path, required=True)
-    parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
-    parser.add_argument("--connections", type=int, default=512)
+    parser = arguments(__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
     options = parser.parse_args()
     result = run(options.url, options.body.read_bytes(), options.header, options.connections, options.seconds)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import select
 import socket
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 BUFFER = 1 << 18
@@ -75,6 +77,16 @@ class Client:
             raise ConnectionError("an answer without Content-Length")
         self.remaining = int(headers[b"content-length"])
         self.retry_after = float(headers.get(b"retry-after", b"0"))
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The command line of both generators, but for what is the one's alone."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("--body", type=Path, required=True)
+    parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
+    parser.add_argument("--connections", type=int, default=512)
+    return parser
 
 
 def post(url: str, body: bytes, headers: Iterable[str]) -> tuple[tuple[str, int], bytes]:

@@ -38,7 +38,7 @@ class CannotCompile(Exception):
 
 
 class Sessions:
-    """Opens what a model needs; `shared` tells whether a second session would share the first one's weights."""
+    """Opens what a model needs."""
 
     def __init__(self, folder: Path, device: Device, settings: Settings, kernels: Kernels | None = None) -> None:
         """Open the narrow session of the model in `folder`. Raises BrokenBundle when ONNX Runtime refuses it.
@@ -46,7 +46,7 @@ class Sessions:
         kernels: for the operators of `ai.kronserve`; raises KernelsRefused when ONNX Runtime does not take them.
         """
         self.kernels = kernels
-        self._graph, self._explain_graph, self._device, self.shared = folder / GRAPH, folder / EXPLAIN, device, False
+        self._graph, self._explain_graph, self._device = folder / GRAPH, folder / EXPLAIN, device
         self._compiled: Path | None = None
         self.cuda_graphs = any(CUDA_GRAPHS in options for _, options in device.providers)
         """Whether the narrow session captures CUDA graphs."""
@@ -54,9 +54,10 @@ class Sessions:
         self._wide: dict[int, ort.InferenceSession] = {}
         self._lock = threading.Lock()
         self.plan_file: Path | None = None
-        if device.kind == "cpu":
-            self._use_compiled(folder, settings)
-        self.narrow = self._open(1)
+        fault = self._use_compiled(folder, settings) if device.kind == "cpu" else None
+        self.narrow = self._open(1)  # which says so if it was the graph that could not be compiled
+        if fault is not None:
+            logger.warning("%s: no room for its compiled form (%s); every session packs its weights", folder, fault)
 
     def wide(self, threads: int) -> ort.InferenceSession:
         """The session that runs on `threads` cores, opened at its first use."""
@@ -64,6 +65,11 @@ class Sessions:
             if threads not in self._wide:
                 self._wide[threads] = self._open(threads)
             return self._wide[threads]
+
+    @property
+    def shared(self) -> bool:
+        """Whether a second session would share the first one's weights."""
+        return self._compiled is not None
 
     @property
     def mapped_bytes(self) -> int:
@@ -91,8 +97,8 @@ class Sessions:
         with self._lock:
             self._explaining = None
 
-    def _use_compiled(self, folder: Path, settings: Settings) -> None:
-        """Replace the graph by its compiled form: from the cache, made now, or for this run alone; without, keep it."""
+    def _use_compiled(self, folder: Path, settings: Settings) -> CannotCompile | None:
+        """Replace the graph by its compiled form, from the cache, made now or for this run alone; or keep it: why."""
         cache = settings.cache_dir
         # Every file counts: a graph may keep its weights anywhere below its folder.
         files = [file for file in folder.rglob("*") if not file.name.startswith(MANIFEST) and file.is_file()]
@@ -107,12 +113,10 @@ class Sessions:
                 weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
                 self._graph = self._compile(self._graph, temporary / name)
             except (CannotCompile, OSError):
-                self._open(1)  # which says so if the graph is at fault
-                logger.warning("%s: no room for its compiled form (%s); every session packs its weights", folder, error)
-                return
+                return error
             self._compiled = temporary / name
             logger.warning("the cache %s cannot be written (%s); compiling for this run alone", cache, error)
-        self.shared = True
+        return None
 
     def _register_kernels(self, options: ort.SessionOptions) -> None:
         if self.kernels is not None:

@@ -101,7 +101,7 @@ def read_dicom(files: Sequence[Buffer], limit: int) -> Volume:
                 waiting.append((compressed, dataset, frames))
     if waiting:
         _check_count(len(series.slices) + sum(frames for *_, frames in waiting))
-        # All of them together: each process costs half a second.
+        # All of them together: one process for a series.
         decoded = unpacked([compressed for compressed, *_ in waiting], several)
         for (compressed, dataset, frames), pixels in zip(waiting, decoded, strict=True):
             with _told(compressed.number, several):

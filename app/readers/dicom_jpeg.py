@@ -46,7 +46,7 @@ _PIXEL_SPACE = 24
 """Bytes that decoding one frame takes for each of its pixels, its result apart."""
 
 _BYTES_A_SECOND = 4 << 20
-"""Decoded by the slowest of the codecs, and slower by half."""
+"""The least speed of decoding that is waited for."""
 
 
 @dataclass(frozen=True)
