@@ -69,8 +69,8 @@ reproduce: .venv/dev.stamp
 LOCK ?=
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' $(LOCK)
 lock: .venv/dev.stamp
-	$(COMPILE) pyproject.toml --extra grpc --extra otel --output-file requirements/serve.txt
-	$(COMPILE) pyproject.toml --extra grpc --extra otel --extra cuda --constraint requirements/serve.txt --output-file requirements/cuda.txt
+	$(COMPILE) pyproject.toml --extra grpc --extra otel --extra sign --output-file requirements/serve.txt
+	$(COMPILE) pyproject.toml --extra grpc --extra otel --extra sign --extra cuda --constraint requirements/serve.txt --output-file requirements/cuda.txt
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" \
 	  | $(COMPILE) - --output-file requirements/build.txt
 

@@ -17,8 +17,8 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 BASE = PROJECT["project"]["dependencies"]
 
 LOCKS = {
-    "serve.txt": [*BASE, *EXTRAS["grpc"], *EXTRAS["otel"]],
-    "cuda.txt": [*BASE, *EXTRAS["grpc"], *EXTRAS["otel"], *EXTRAS["cuda"]],
+    "serve.txt": [*BASE, *EXTRAS["grpc"], *EXTRAS["otel"], *EXTRAS["sign"]],
+    "cuda.txt": [*BASE, *EXTRAS["grpc"], *EXTRAS["otel"], *EXTRAS["sign"], *EXTRAS["cuda"]],
     "build.txt": PROJECT["build-system"]["requires"],
 }
 
