@@ -63,6 +63,29 @@ def test_user_and_ports_are_the_image_s():
     assert f"EXPOSE {' '.join(map(str, sorted(ports)))}" in image
 
 
+def test_no_pod_takes_a_service_for_a_setting():
+    assert deployment()["spec"]["template"]["spec"]["enableServiceLinks"] is False
+    _, service = documents("kserve.yaml")
+    assert service["spec"]["predictor"]["enableServiceLinks"] is False
+
+
+def test_kserve_s_probes_are_the_service_s_own():
+    (container,) = documents("kserve.yaml")[0]["spec"]["containers"]
+    assert {container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("readiness", "liveness")} == OPEN
+    assert {container[f"{probe}Probe"]["httpGet"]["port"] for probe in ("readiness", "liveness")} == {8000}
+
+
+def test_prometheus_finds_the_pods_and_has_a_key_for_them():
+    (job,) = documents("prometheus-scrape.yml")[0]["scrape_configs"]
+    metadata = deployment()["spec"]["template"]["metadata"]
+    assert "annotations" not in metadata, "who scrapes by annotation has no key"
+    keep = next(rule for rule in job["relabel_configs"] if rule.get("action") == "keep")
+    port = deployment()["spec"]["template"]["spec"]["containers"][0]["ports"][0]["name"]
+    assert keep["regex"] == f"{metadata['labels']['app.kubernetes.io/name']};{port}"
+    assert job["authorization"]["credentials_file"].endswith("/key")
+    assert {rule.get("target_label") for rule in job["relabel_configs"]} >= {"namespace", "pod"}
+
+
 WALK = """
 import json, sys
 import kserve
