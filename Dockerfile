@@ -52,27 +52,28 @@ RUN /opt/build/bin/hatchling build --target wheel --directory /wheels \
 
 # What both images share. Nothing runs from here on, so no layer holds anything but what is copied.
 FROM ${BASE_IMAGE} AS runtime
-ARG VERSION=0.0.0
+ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="kronserve" \
       org.opencontainers.image.description="Inference microservice for Kronecker-attention models (KAO, HOT)" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# ONNX Runtime's Linux wheels report usage to their maker unless told not to.
+# ONNX Runtime's Linux wheels report usage to their maker unless told not to. A variable beats a line of a TOML file, so only
+# what the image itself decides is one: the ports are the defaults of the service.
 ENV PATH=/opt/kronserve/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     ORT_DISABLE_TELEMETRY=1 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     KRONSERVE_HOST=0.0.0.0 \
-    KRONSERVE_PORT=8000 \
-    KRONSERVE_GRPC_PORT=8001 \
-    KRONSERVE_REPOSITORY=/models
+    KRONSERVE_REPOSITORY=/models \
+    KRONSERVE_CACHE_DIR=/tmp/kronserve
 WORKDIR /tmp
 EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
+COPY --chmod=0644 deploy/healthcheck.py /opt/kronserve/healthcheck.py
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-  CMD ["python", "-Ic", "import http.client, os, ssl, sys; at = ('127.0.0.1', int(os.environ['KRONSERVE_PORT'])); c = http.client.HTTPSConnection(*at, timeout=4, context=ssl._create_unverified_context()) if os.environ.get('KRONSERVE_TLS_CERTIFICATE') else http.client.HTTPConnection(*at, timeout=4); c.request('GET', '/v2/health/ready'); sys.exit(c.getresponse().status != 200)"]
+  CMD ["python", "-I", "/opt/kronserve/healthcheck.py"]
 ENTRYPOINT ["kronserve"]
 CMD ["serve"]
 
