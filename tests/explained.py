@@ -44,8 +44,8 @@ def reference(bundle: Path, kind: str, x: np.ndarray) -> dict[str, np.ndarray]:
     config, of_rows = EXPLAINED[kind], []
     for row in x.astype(np.float64):
         if isinstance(config, ClassifierConfig):
-            tokens = networks.classifier_tokens(row[0], weights, config.patch)
+            tokens = networks.classifier_tokens(row[0], weights, config)
         else:
-            tokens = networks.forecaster_tokens(row, weights, config.patch)
+            tokens = networks.forecaster_tokens(row, weights, config)
         of_rows.append(networks.attentions(tokens, weights, config))
     return {name: np.stack([found[name] for found in of_rows]) for name in of_rows[0]}
