@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from app.api import answers, docs, oip, oip_control, operations, timeseries
 from app.api.backtests import router as evaluate
 from app.api.classify import router as classify
-from app.api.cors import Cors, NoForgery
+from app.api.cors import Cors, NoForgery, document_refusals
 from app.api.edge import Edge
 from app.api.forecast import router as forecast
 from app.api.gate import Gate, document_keys
@@ -71,7 +71,7 @@ class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The document without the framework's own validation answer, which is never given: ours is {"error": ..}.
 
-        Where keys are asked for, it says so.
+        It says what is refused to web pages, and where keys are asked for.
         """
         if self.openapi_schema is None:
             document = super().openapi()
@@ -81,6 +81,7 @@ class Application(FastAPI):
                         del operation["responses"]["422"]
             for name in ("HTTPValidationError", "ValidationError"):
                 document.get("components", {}).get("schemas", {}).pop(name, None)
+            document_refusals(document)
             if self.state.service.keys is not None:
                 document_keys(document)
         return super().openapi()

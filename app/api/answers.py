@@ -40,7 +40,7 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, object]]:
     texts = {
         400: "Malformed request",
         401: "No valid API key, where keys are asked for",
-        403: "The API key lacks the scope",
+        403: "A web page of an origin that is not allowed, or an API key without the scope",
         404: "Unknown model or version",
         406: "None of the accepted media types can be given",
         413: "Body or decompressed content over the limit",

@@ -5,6 +5,8 @@ Fetch standard, "HTTP CORS protocol". Credentials are never allowed: keys travel
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -12,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import deadline
-from app.api.answers import error_response
+from app.api.answers import error_response, error_responses
 from app.api.oip_codec import JSON_HEADER_LENGTH
 from app.errors import Forbidden
 from app.journal import REQUEST_ID
@@ -63,6 +65,15 @@ class NoForgery:
             return False
         origins = [value for name, value in headers if name == b"origin"]
         return b"*" not in self._origins and not (len(origins) == 1 and origins[0] in self._origins)
+
+
+def document_refusals(document: dict[str, Any]) -> None:
+    """Say in an OpenAPI document which operations `NoForgery` refuses."""
+    refusals = {str(status): response for status, response in error_responses(403).items()}
+    for operations in document["paths"].values():
+        for method, operation in operations.items():
+            if method.upper() not in READING:
+                operation["responses"] = refusals | operation["responses"]
 
 
 class Cors(CORSMiddleware):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import onnxruntime as ort
 import pytest
+import pytest_asyncio
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2 as pb
@@ -28,20 +31,57 @@ def client(server: Server) -> Iterator[triton.InferenceServerClient]:
         yield client
 
 
+class Awaited:
+    """The blocking client, to be called as the asyncio one is."""
+
+    def __init__(self, client: triton.InferenceServerClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self._client, name)
+        return lambda *arguments, **options: asyncio.to_thread(method, *arguments, **options)
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which of tritonclient's clients."""
+    found: str = request.param
+    return found
+
+
+@asynccontextmanager
+async def calling(server: Server, kind: str) -> AsyncIterator[Any]:
+    """One of tritonclient's clients; its calls are awaited."""
+    url = f"127.0.0.1:{server.grpc_port}"
+    if kind == "asyncio":
+        async with triton_aio.InferenceServerClient(url) as client:
+            yield client
+    else:
+        with triton.InferenceServerClient(url) as client:
+            yield Awaited(client)
+
+
+@pytest_asyncio.fixture
+async def either(server: Server, kind: str) -> AsyncIterator[Any]:
+    """Each client in turn."""
+    async with calling(server, kind) as client:
+        yield client
+
+
 def triton_input(name: str, tensor: np.ndarray, datatype: str) -> triton.InferInput:
     item = triton.InferInput(name, list(tensor.shape), datatype)
     item.set_data_from_numpy(tensor)
     return item
 
 
-def test_health_and_metadata(client: triton.InferenceServerClient):
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready("hot-etth1")
-    assert client.is_model_ready("hot-etth1", "1")
-    assert not client.is_model_ready("broken")
-    assert "model_configuration" in client.get_server_metadata().extensions
-    metadata = client.get_model_metadata("hot-etth1", "1", as_json=True)
+async def test_health_and_metadata(either: Any):
+    assert await either.is_server_live()
+    assert await either.is_server_ready()
+    assert await either.is_model_ready("hot-etth1")
+    assert await either.is_model_ready("hot-etth1", "1")
+    assert not await either.is_model_ready("broken")
+    assert "model_configuration" in (await either.get_server_metadata()).extensions
+    metadata = await either.get_model_metadata("hot-etth1", "1", as_json=True)
     assert metadata == {
         "name": "hot-etth1",
         "versions": ["1"],
@@ -51,8 +91,8 @@ def test_health_and_metadata(client: triton.InferenceServerClient):
     }
 
 
-def test_configuration_shows_the_plan(client: triton.InferenceServerClient):
-    config = client.get_model_config("hot-etth1").config
+async def test_configuration_shows_the_plan(either: Any):
+    config = (await either.get_model_config("hot-etth1")).config
     plan = json.loads(config.parameters["plan"].string_value)
     assert config.max_batch_size == plan["batch_limit"] >= 1
     assert [(item.name, list(item.dims)) for item in config.input] == [("series", [-1, 96])]
@@ -60,8 +100,8 @@ def test_configuration_shows_the_plan(client: triton.InferenceServerClient):
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
-def test_infer_equals_onnx_runtime(client, series, expected, compression: str | None):
-    result = client.infer(
+async def test_infer_equals_onnx_runtime(either: Any, series, expected, compression: str | None):
+    result = await either.infer(
         "hot-etth1",
         [triton_input("series", series, "FP32")],
         model_version="1",
@@ -115,8 +155,6 @@ def test_blocking_client_with_many_in_flight(client, series, expected):
 
 async def test_asyncio_client_with_many_in_flight(server: Server, series, expected):
     async with triton_aio.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
-        assert await client.is_server_ready()
-        assert (await client.get_model_metadata("add")).inputs[0].datatype == "INT32"
         results = await asyncio.gather(
             *(client.infer("hot-etth1", [triton_input("series", series[n % 3 : n % 3 + 1], "FP32")]) for n in range(40))
         )
@@ -124,15 +162,15 @@ async def test_asyncio_client_with_many_in_flight(server: Server, series, expect
         np.testing.assert_allclose(result.as_numpy("forecast"), expected[n % 3 : n % 3 + 1], rtol=1e-5, atol=1e-5)
 
 
-def test_two_inputs_and_chosen_outputs(client):
+async def test_two_inputs_and_chosen_outputs(either: Any):
     a, b = np.arange(6, dtype=np.int32).reshape(2, 3), np.full((2, 3), 10, np.int32)
     inputs = [triton_input("b", b, "INT32"), triton_input("a", a, "INT32")]
-    result = client.infer("add", inputs, outputs=[triton.InferRequestedOutput("difference")])
+    result = await either.infer("add", inputs, outputs=[triton.InferRequestedOutput("difference")])
     np.testing.assert_array_equal(result.as_numpy("difference"), a - b)
     assert result.as_numpy("sum") is None
-    swapped = client.infer("add", inputs, outputs=[triton.InferRequestedOutput(n) for n in ("difference", "sum")])
+    swapped = await either.infer("add", inputs, outputs=[triton.InferRequestedOutput(n) for n in ("difference", "sum")])
     assert [output.name for output in swapped.get_response().outputs] == ["difference", "sum"]
-    np.testing.assert_array_equal(client.infer("add", inputs).as_numpy("sum"), a + b)
+    np.testing.assert_array_equal((await either.infer("add", inputs)).as_numpy("sum"), a + b)
 
 
 def test_empty_batch_is_legal(client):
@@ -225,14 +263,14 @@ def test_bytes_that_are_not_text_are_refused(identities: Server):
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-def test_outputs_as_classes(client, repository: Path):
+async def test_outputs_as_classes(either: Any, repository: Path):
     """The two labels of the volume classifier, best first, beside an output as its values."""
     volume = (np.random.default_rng(4).random(size=(2, 1, 32, 32, 32)) > 0.5).astype(np.float32)
     session = ort.InferenceSession(repository / "hot-adrenal/1/model.onnx", providers=["CPUExecutionProvider"])
     logits = session.run(None, {"volume": volume})[0]
-    metadata = client.get_model_metadata("hot-adrenal")
+    metadata = await either.get_model_metadata("hot-adrenal")
     name = metadata.outputs[0].name
-    result = client.infer(
+    result = await either.infer(
         "hot-adrenal",
         [triton_input("volume", volume, "FP32")],
         outputs=[triton.InferRequestedOutput(name, class_count=2)],
@@ -245,21 +283,21 @@ def test_outputs_as_classes(client, repository: Path):
         assert all(labels)
 
 
-def test_load_and_unload(identities: Server):
-    with triton.InferenceServerClient(f"127.0.0.1:{identities.grpc_port}") as client:
+async def test_load_and_unload(identities: Server, kind: str):
+    async with calling(identities, kind) as client:
         tensor = [triton_input("x", np.zeros((1, 3), np.float32), "FP32")]
-        client.unload_model("offset")
-        assert not client.is_model_ready("offset")
-        rows = {row.name: row.state for row in client.get_model_repository_index().models}
+        await client.unload_model("offset")
+        assert not await client.is_model_ready("offset")
+        rows = {row.name: row.state for row in (await client.get_model_repository_index()).models}
         assert rows["offset"] == "UNAVAILABLE"
         assert rows["identity-FP32"] == "READY"
         with pytest.raises(InferenceServerException) as caught:
-            client.infer("offset", tensor)
+            await client.infer("offset", tensor)
         assert caught.value.status() == "StatusCode.UNAVAILABLE"
-        client.load_model("offset")
-        np.testing.assert_array_equal(client.infer("offset", tensor).as_numpy("y"), np.ones((1, 3)))
+        await client.load_model("offset")
+        np.testing.assert_array_equal((await client.infer("offset", tensor)).as_numpy("y"), np.ones((1, 3)))
         with pytest.raises(InferenceServerException) as caught:
-            client.load_model("nope")
+            await client.load_model("nope")
         assert caught.value.status() == "StatusCode.NOT_FOUND"
 
 
@@ -272,13 +310,13 @@ def test_load_as_kserve_spells_it(identities: Server):
             assert answer == b"\x0a\x06offset\x10\x01"
 
 
-def test_statistics_count_requests_and_rows(identities: Server):
-    with triton.InferenceServerClient(f"127.0.0.1:{identities.grpc_port}") as client:
-        before = client.get_inference_statistics("identity-INT32").model_stats[0]
+async def test_statistics_count_requests_and_rows(identities: Server, kind: str):
+    async with calling(identities, kind) as client:
+        before = (await client.get_inference_statistics("identity-INT32")).model_stats[0]
         for rows in (1, 2, 3):
-            client.infer("identity-INT32", [triton_input("x", np.zeros((rows, 3), np.int32), "INT32")])
-        after = client.get_inference_statistics("identity-INT32", "1").model_stats[0]
-        everything = {model.name for model in client.get_inference_statistics().model_stats}
+            await client.infer("identity-INT32", [triton_input("x", np.zeros((rows, 3), np.int32), "INT32")])
+        after = (await client.get_inference_statistics("identity-INT32", "1")).model_stats[0]
+        everything = {model.name for model in (await client.get_inference_statistics()).model_stats}
     assert (after.name, after.version) == ("identity-INT32", "1")
     assert after.inference_count - before.inference_count == 6
     assert 3 <= after.execution_count - before.execution_count <= 6  # rows may go to both executors

@@ -102,6 +102,15 @@ def test_no_operation_has_a_parameter_twice():
             assert len(named) == len(set(named)), f"{method} {path}"
 
 
+def test_what_is_refused_to_web_pages_is_documented(url: str):
+    for path, found in document["paths"].items():
+        for method, operation in found.items():
+            filled = path.format(model="offset", version="1")
+            answer = httpx.request(method, url + filled, headers={"Sec-Fetch-Site": "cross-site"})
+            refused = method not in ("get", "head")
+            assert (answer.status_code == 403) is ("403" in operation["responses"]) is refused, f"{method} {path}"
+
+
 @pytest.mark.parametrize("path", ["/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"])
 def test_the_example_of_inference_is_true(url: str, path: str):
     operation = document["paths"][path]["post"]

@@ -76,6 +76,27 @@ def test_classification_beside_values_and_without_labels(client: triton.Inferenc
     np.testing.assert_array_equal(result.as_numpy("difference"), a)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_output_says_for_itself_whether_it_is_binary(server: Server, whole: bool):
+    """`binary_data` against the request's `binary_data_output`, both ways; an output that says nothing follows it."""
+    inputs = [
+        {"name": name, "shape": [1, 3], "datatype": "INT32", "data": data}
+        for name, data in (("a", [5, 1, 9]), ("b", [1, 2, 3]))
+    ]
+    outputs = [{"name": "sum", "parameters": {"binary_data": not whole}}, {"name": "difference"}]
+    body = {"inputs": inputs, "outputs": outputs, "parameters": {"binary_data_output": whole}}
+    answer = httpx.post(f"{server.url}/v2/models/add/infer", json=body)
+    length = int(answer.headers["inference-header-content-length"])
+    described = {output["name"]: output for output in json.loads(answer.content[:length])["outputs"]}
+    values = {"sum": [6, 3, 12], "difference": [4, -1, 6]}
+    binary, plain = ("difference", "sum") if whole else ("sum", "difference")
+    assert described[binary]["parameters"] == {"binary_data_size": 12}
+    assert "data" not in described[binary]
+    assert np.frombuffer(answer.content[length:], "<i4").tolist() == values[binary]
+    assert "parameters" not in described[plain]
+    assert described[plain]["data"] == values[plain]
+
+
 async def test_chosen_outputs_under_batching(server: Server):
     """Requests for different outputs wait together; each gets its own, and only those."""
     choices = [("sum",), ("difference",), ("difference", "sum"), ()]
