@@ -57,11 +57,13 @@ SOAK_MINUTES ?= 30
 soak: .venv/dev.stamp
 	$(BIN)/python -m bench.soak --minutes $(SOAK_MINUTES)
 
-# The tables of docs/results.md: the operators' cost measured anew, every shipped bundle on its test split. Needs the
-# data sets' folder in KRONSERVE_DATA and a machine that does nothing else; about five minutes on two cores.
+# The tables of docs/results.md, printed: the operators' cost measured anew, every shipped bundle on its test split. Writes
+# bench/results/operators.json and .png, and what follows from them and the bundles into docs/results.md, so that they agree;
+# git diff shows what came out otherwise. Needs the data sets' folder in KRONSERVE_DATA and a machine that does nothing else;
+# about five minutes on two cores.
 reproduce: .venv/dev.stamp
 	$(BIN)/python -m bench.operators
-	$(BIN)/python -m bench.reproduce
+	$(BIN)/python -m bench.reproduce --write
 	$(BIN)/python -m train.tables $(patsubst %,model_repository/%/1,hot-etth1 hot-weather kao-etth1)
 
 # What the image is installed from, pinned with hashes for every platform; LOCK=--upgrade takes newer releases.

@@ -1,13 +1,18 @@
-"""docs/results.md is what `make reproduce` prints: bundles' own metrics, kept measurements."""
+"""docs/results.md is what `make reproduce` writes: bundles' own metrics, kept measurements."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from bench import reproduce
+from bench.operators import report
 from bench.operators.report import RESULTS
-from bench.reproduce import DOCUMENT, forecasting_table, replaced, shipped, tables, volumes_table
+from bench.reproduce import DOCUMENT, ROOT, forecasting_table, replaced, shipped, tables, volumes_table
 
 
 def _of_manifests() -> dict[str, dict[str, object]]:
@@ -23,6 +28,33 @@ def _of_manifests() -> dict[str, dict[str, object]]:
 def test_the_document_states_the_bundles_metrics_and_the_measured_costs() -> None:
     document = DOCUMENT.read_text(encoding="utf-8")
     assert replaced(document, tables(_of_manifests())) == document
+
+
+def test_costs_measured_anew_are_printed_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `make reproduce` does, but for the evaluation of the bundles, whose metrics are those of their manifests."""
+    measured = json.loads(RESULTS.read_text())
+    first = next(row for row in measured["rows"] if row["fits"])
+    first["bare"]["seconds"] = 77.0
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "operators.json")
+    monkeypatch.setattr(reproduce, "DOCUMENT", tmp_path / "results.md")
+    monkeypatch.setattr(reproduce, "evaluate_all", lambda _: _of_manifests())
+    monkeypatch.setattr("sys.argv", ["bench.reproduce", "--write"])
+    report.RESULTS.write_text(json.dumps(measured))
+    shutil.copy(DOCUMENT, reproduce.DOCUMENT)
+    reproduce.main()
+    written = reproduce.DOCUMENT.read_text(encoding="utf-8")
+    assert replaced(written, tables(_of_manifests())) == written
+    (row,) = (line for line in written.splitlines() if "| 77s |" in line)
+    assert row in capsys.readouterr().out
+
+
+def test_make_writes_the_document_after_measuring() -> None:
+    """It measures into bench/results, with which the document must go on agreeing."""
+    listed = subprocess.run(["make", "--dry-run", "reproduce"], cwd=ROOT, capture_output=True, text=True, check=True)
+    commands = listed.stdout
+    assert 0 < commands.index("-m bench.operators") < commands.index("-m bench.reproduce --write")
 
 
 def test_every_shipped_bundle_is_in_a_table() -> None:
