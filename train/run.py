@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from train.classification import ClassificationObjective
 from train.datasets import series, volumes
 from train.datasets.csv_file import load_csv
 from train.datasets.folder import DatasetError
+from train.datasets.trained_on import is_published
 from train.forecasting import ForecastObjective
 from train.loop import Trainer
 from train.objective import Objective
@@ -52,8 +54,31 @@ def make_objective(recipe: Recipe, data: Path, device: torch.device) -> Objectiv
     raise DatasetError(f"data set {recipe.dataset!r} is not one for a {model.kind}; known: {known}")
 
 
+def of_file(recipe: Recipe, file: Path, objective: Objective) -> Recipe:
+    """The recipe as it is when its model is trained on a CSV: data set and texts are the file's.
+
+    A recipe that was written for this file keeps its texts; one for a published data set only if these are its bytes.
+    """
+    facts = objective.facts()
+    name, written_for = str(facts["dataset"]), recipe.dataset
+    if is_published(written_for, file) or (written_for not in series.SOURCES and written_for == name):
+        return recipe
+    count = len(facts["variates"])
+    variates = f"{count} variates" if count > 1 else "1 variate"
+    step = f"of step {facts['frequency']!r}"
+    return dataclasses.replace(
+        recipe,
+        dataset=name,
+        description=f"Forecaster ({recipe.model.attention}) trained on {file.name}: {variates} {step}.",
+        intended_use=f"Forecasting the variates of {file.name}; other series at the caller's own validation.",
+    )
+
+
 def train_recipe(
     recipe: Recipe, data: Path, folder: Path, device: torch.device, resume: bool = False, progress: bool = True
 ) -> dict[str, Any]:
-    """Train a recipe into `folder`; returns training.json's content."""
-    return Trainer(recipe, make_objective(recipe, data, device), folder, device, resume).run(progress)
+    """Train a recipe into `folder`; returns training.json's content. data: as in `make_objective`."""
+    objective = make_objective(recipe, data, device)
+    if data.is_file():
+        recipe = of_file(recipe, data, objective)
+    return Trainer(recipe, objective, folder, device, resume).run(progress)

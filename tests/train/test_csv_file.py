@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from app.readers.formats import read_series
 from app.readers.series import MAX_STEPS
@@ -18,11 +20,16 @@ from tests.full_disk import no_file_above
 from train import cli
 from train.datasets.csv_file import load_csv
 from train.datasets.folder import DatasetError
+from train.datasets.series import SOURCES
 from train.evaluate import evaluate_bundle, read_manifest
+from train.recipe import read_recipe
+from train.run import make_objective, of_file
 
 RECIPE = """
 name = "small"
 dataset = "etth1"
+description = "A forecaster trained on ETTh1."
+intended_use = "Forecasting like ETTh1."
 [model]
 kind = "forecaster"
 lookback = 12
@@ -167,6 +174,34 @@ def _last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return str(err.splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+    ("written_for", "kept"), [("etth1", False), ("weather", False), ("mine", True), ("yours", False)]
+)
+def test_what_a_recipe_says_of_other_data_is_not_said_of_the_file(
+    written_for: str, kept: bool, small: list[str], tmp_path: Path
+) -> None:
+    recipe = read_recipe(Path("small.toml"))
+    recipe = dataclasses.replace(recipe, dataset=written_for)
+    data = tmp_path / "mine.csv"
+    trained = of_file(recipe, data, make_objective(recipe, data, torch.device("cpu")))
+    assert (trained == recipe) is kept
+    assert trained.dataset == "mine"
+    assert ("mine.csv" in trained.description) is ("mine.csv" in trained.intended_use) is not kept
+
+
+def test_a_published_file_given_as_a_csv_keeps_its_recipe(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, data = read_recipe(Path("small.toml")), tmp_path / "mine.csv"
+    md5 = hashlib.md5(data.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(SOURCES, "etth1", dataclasses.replace(SOURCES["etth1"], md5=md5))
+    objective = make_objective(recipe, data, torch.device("cpu"))
+    assert of_file(recipe, data, objective) == recipe
+    other = sines(tmp_path / "etth1.csv", 210)
+    renamed = of_file(recipe, other, make_objective(recipe, other, torch.device("cpu")))
+    assert "trained on etth1.csv: 3 variates" in renamed.description, "its name alone does not make it the data set"
+
+
 def test_trains_exports_and_evaluates(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.csv"
     assert cli.train([*small, "--out", "run"]) == 0
@@ -183,7 +218,11 @@ def test_trains_exports_and_evaluates(small: list[str], tmp_path: Path, capsys: 
     assert export([*export_options, "--evaluate", "test", "--data", "mine.csv"]) == 0
     bundle = Path("repository/mine/1")
     metrics = evaluate_bundle(bundle, "test", path)
-    assert read_manifest(bundle).metrics == metrics
+    manifest = read_manifest(bundle)
+    assert manifest.metrics == metrics
+    assert manifest.description == "Forecaster (kao-qkv) trained on mine.csv: 3 variates of step '15min'."
+    assert manifest.intended_use == "Forecasting the variates of mine.csv; other series at the caller's own validation."
+    assert "etth1" not in manifest.model_dump_json().lower(), "the recipe's data set has no part in it"
     assert (metrics["dataset"], metrics["values"]["8"]["windows"]) == ("mine", 33)
     validation = evaluate_bundle(bundle, "val", path)["values"]
     assert validation["8"]["mse"] == pytest.approx(training["validation"]["8"]["mse"], rel=1e-4)

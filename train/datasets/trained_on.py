@@ -26,7 +26,7 @@ def trained_series(manifest: Manifest, data: Path | None = None) -> Series:
         loaded = load_csv(source)
         _check(str(source), loaded.sha256, manifest)
         # A training that recorded no splits had the data set's own, if these are the data set's bytes.
-        splits = None if _is_published(name, source) else loaded.splits
+        splits = None if is_published(name, source) else loaded.splits
     else:
         loaded = load_series(name, source)
         if recorded is not None:
@@ -54,5 +54,6 @@ def _check(what: str, sha256: str, manifest: Manifest) -> None:
         raise DatasetError(f"{what} is not the file that {manifest.name} was trained on: its SHA-256 is another")
 
 
-def _is_published(name: str, file: Path) -> bool:
+def is_published(name: str, file: Path) -> bool:
+    """Whether a file is the data set of this name, byte for byte."""
     return name in SOURCES and hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() == SOURCES[name].md5
