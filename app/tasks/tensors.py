@@ -80,6 +80,12 @@ def _check_shape(model: Model, spec: TensorSpec, tensor: np.ndarray) -> None:
         raise InvalidRequest(
             f"input {spec.name!r} must have shape {list(expected)}, got {list(actual)}", field=spec.name
         )
+    # Rows without elements cost their sender nothing, and no queue could reckon with them.
+    if 0 in actual[1:] and actual[0] > max_axis:
+        raise InvalidRequest(
+            f"input {spec.name!r} has shape {list(actual)}: beside an empty axis the first may have at most {max_axis}",
+            field=spec.name,
+        )
     # Attention over an axis costs its square, so a small body could ask for all of the memory.
     if max(actual[1:], default=0) > max_axis and any(
         size == -1 and given > max_axis for size, given in zip(expected[1:], actual[1:], strict=True)
