@@ -81,20 +81,19 @@ class Keys:
 
         Raises Unauthorized without a known key, Forbidden when its scopes do not reach, Overloaded past its limits.
         """
-        key = self._find(presented)
-        if key is None:
-            raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
-        if scope not in key.entry.scopes:
-            raise Forbidden(f"this API key has no scope {scope!r}")
+        key = self._check(presented, scope)
         if key.entry.concurrent is not None and key.under_way >= key.entry.concurrent:
-            raise Overloaded("this API key has as many requests under way as it may", retry_after=1.0)
+            raise Overloaded(
+                "this API key has as many requests under way as it may", retry_after=1.0, reason="key_concurrency"
+            )
         rate = key.entry.requests_per_second
         if rate is not None:
             now = self._clock()
             key.allowance = min(max(1.0, rate), key.allowance + (now - key.counted) * rate)
             key.counted = now
             if key.allowance < 1:
-                raise Overloaded("this API key sends faster than it may", retry_after=(1 - key.allowance) / rate)
+                after = (1 - key.allowance) / rate
+                raise Overloaded("this API key sends faster than it may", retry_after=after, reason="key_rate")
             key.allowance -= 1
         key.under_way += 1
 
@@ -102,6 +101,18 @@ class Keys:
             key.under_way -= 1
 
         return Pass(key.name, leave)
+
+    def check(self, presented: str | None, scope: Scope) -> None:
+        """Raise Unauthorized or Forbidden as `admit` does; counts nothing against the key's limits."""
+        self._check(presented, scope)
+
+    def _check(self, presented: str | None, scope: Scope) -> _Key:
+        key = self._find(presented)
+        if key is None:
+            raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
+        if scope not in key.entry.scopes:
+            raise Forbidden(f"this API key has no scope {scope!r}")
+        return key
 
     def _find(self, presented: str | None) -> _Key | None:
         """Every key is compared, each in constant time, so that nothing is learned from how long it takes."""

@@ -28,6 +28,8 @@ class KronserveError(Exception):
     """Base of the tree. `field` names the part of the request at fault, where there is one."""
 
     status = 500
+    reason = ""
+    """What the metrics count it under, of the errors that turn a request away unread or undone."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -41,10 +43,12 @@ class InvalidRequest(KronserveError):
 
 class Unauthorized(KronserveError):
     status = 401
+    reason = "key_unknown"
 
 
 class Forbidden(KronserveError):
     status = 403
+    reason = "key_scope"
 
 
 class UnusableInput(KronserveError):
@@ -76,13 +80,14 @@ class UnsupportedEncoding(UnsupportedMediaType):
 
 
 class Overloaded(KronserveError):
-    """The queue is full. `retry_after` is in seconds."""
+    """More than there is room for. `retry_after` is in seconds; `reason` says what there is no room in."""
 
     status = 429
 
-    def __init__(self, message: str, *, retry_after: float) -> None:
+    def __init__(self, message: str, *, retry_after: float, reason: str) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.reason = reason
 
 
 class InferenceFailed(KronserveError):
@@ -103,3 +108,4 @@ class Unavailable(KronserveError):
 
 class DeadlineExceeded(KronserveError):
     status = 504
+    reason = "deadline"

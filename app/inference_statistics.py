@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from app.engine.queueing import Batch
     from app.engine.scheduler import BatchTimes, Runnable
+    from app.errors import KronserveError
 
 
 @dataclass(slots=True)
@@ -65,8 +67,9 @@ class InferenceStatistics:
         self._models: dict[tuple[str, str], _OfModel] = {}
         self._lock = threading.Lock()
 
-    def batch_done(self, model: Runnable, rows: int, waited: list[float], times: BatchTimes) -> None:
+    def batch_done(self, batch: Batch, waited: list[float], times: BatchTimes) -> None:
         """Count one executed batch: `waited` holds the seconds in the queue of each request that began in it."""
+        model, rows = batch.model, batch.rows
         with self._lock:
             of_model = self._of(model.name, model.version)
             of_model.inferences += rows
@@ -79,11 +82,11 @@ class InferenceStatistics:
                 of_model.batches[rows] = _Phases()
             of_model.batches[rows].add(times, 1)
 
-    def request_done(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
+    def request_done(self, model: Runnable, seconds: float, error: KronserveError | None) -> None:
         """Count one request that ended, `seconds` after it arrived; one refused at admission took none."""
         with self._lock:
             of_model = self._of(model.name, model.version)
-            (of_model.success if succeeded else of_model.fail).add(seconds)
+            (of_model.success if error is None else of_model.fail).add(seconds)
 
     def of(self, name: str, version: str) -> dict[str, Any]:
         """One model's entry of `model_stats`."""

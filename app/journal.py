@@ -46,10 +46,10 @@ class Journal:
         return not self.every and self.slow <= 0
 
     def request_id(self, given: bytes | None) -> bytes | None:
-        """The id of a request: its caller's, else one of ours if there will be a line that names it."""
+        """The id of a request: its caller's, else one of ours if there may be a line that names it."""
         if given is not None and _ID.fullmatch(given):
             return given
-        return uuid.uuid4().hex.encode() if self.every else None
+        return None if self.silent else uuid.uuid4().hex.encode()
 
     def answered(
         self,
@@ -59,24 +59,30 @@ class Journal:
         seconds: float,
         request_id: bytes | None,
         trace: tuple[str, str] | None = None,
+        *,
+        model: str | None = None,
+        key: str | None = None,
     ) -> None:
         """A request was answered. route: a template or a method, never a caller's path. status: HTTP's or gRPC's.
 
-        trace: the ids of its trace and span.
+        trace: the ids of its trace and span. model: the name of one that there is. key: the name of its API key.
         """
         slow = 0 < self.slow <= seconds
         if not (self.every or slow):
             return
         shown = request_id.decode("ascii") if request_id is not None else "-"
         joined = {} if trace is None else {"trace_id": trace[0], "span_id": trace[1]}
+        joined |= {name: value for name, value in (("model", model), ("key", key)) if value is not None}
         logger.log(
             logging.WARNING if slow else logging.INFO,
-            "%s %s %s %.1f ms %s",
+            "%s %s %s %.1f ms %s model=%s key=%s",
             protocol,
             route,
             status,
             1e3 * seconds,
             shown,
+            model or "-",
+            key or "-",
             extra={
                 "protocol": protocol,
                 "route": route,

@@ -91,7 +91,7 @@ class Application(FastAPI):
         service: Service = self.state.service
         inner: ASGIApp = InferFirst(super().build_middleware_stack(), service)
         if service.keys is not None:
-            inner = Gate(inner, service.keys, self.routes)
+            inner = Gate(inner, service.keys, self.routes, service.metrics.rejected)
         origins = tuple(filter(None, service.settings.cors_origins.split(",")))
         inner = NoForgery(inner, origins)
         if origins:

@@ -20,8 +20,10 @@ from prometheus_client.registry import Collector
 from app.engine.runtime import Model
 
 if TYPE_CHECKING:
+    from app.engine.queueing import Batch
     from app.engine.repository import Repository
     from app.engine.scheduler import BatchTimes, Runnable, Scheduler
+    from app.errors import KronserveError
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 """A gauge beside each counter with its time of birth, which nothing here asks for."""
@@ -41,7 +43,7 @@ class Metrics:
         )
         self.http_seconds = Histogram(
             "kronserve_http_request_seconds",
-            "From the request's first byte to the last byte of its answer.",
+            "From the end of the request's head to the last byte of its answer handed to the system.",
             ("route",),
             buckets=SECONDS,
             registry=self.registry,
@@ -59,7 +61,21 @@ class Metrics:
         # Looking up a labelled child costs more than counting in it.
         self._http: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._batches: dict[tuple[str, str], tuple[Histogram, ...]] = {}
+        self._dispatched: dict[tuple[str, str, str], Counter] = {}
+        self._rejected: dict[tuple[str, str, str], Counter] = {}
         self._grpc: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._batch_count = Counter(
+            "kronserve_batches",
+            "Executed batches, by why they had no more rows: drained, full, shared.",
+            ("model", "version", "reason"),
+            registry=self.registry,
+        )
+        self._rejections = Counter(
+            "kronserve_rejected_requests",
+            "Requests turned away or given up without being computed, by reason; model and version where they count.",
+            ("model", "version", "reason"),
+            registry=self.registry,
+        )
         self._batch_rows = Histogram(
             "kronserve_batch_rows",
             "Rows per executed batch.",
@@ -104,21 +120,40 @@ class Metrics:
         counted[0].inc()
         counted[1].observe(seconds)
 
-    def batch_done(self, model: Runnable, rows: int, waited: list[float], times: BatchTimes) -> None:
+    def refused(self, status: int) -> None:
+        """Count an HTTP answer to what was not even a whole request's head."""
+        self.http_requests.labels("unparsed", str(status)).inc()
+
+    def rejected(self, reason: str, model: str = "", version: str = "") -> None:
+        """Count a request that was turned away; from the event loop."""
+        labels = (model, version, reason)
+        counted = self._rejected.get(labels)
+        if counted is None:
+            counted = self._rejected[labels] = self._rejections.labels(*labels)
+        counted.inc()
+
+    def batch_done(self, batch: Batch, waited: list[float], times: BatchTimes) -> None:
         """Count one executed batch; called from executor threads."""
-        labels = (model.name, model.version)
+        labels = (batch.model.name, batch.model.version)
+        dispatched = self._dispatched.get((*labels, batch.reason))
+        if dispatched is None:
+            dispatched = self._batch_count.labels(*labels, batch.reason)
+            self._dispatched[*labels, batch.reason] = dispatched
+        dispatched.inc()
         counted = self._batches.get(labels)
         if counted is None:
             families = (self._batch_rows, self._compute_seconds, self._queue_seconds)
             counted = self._batches[labels] = tuple(family.labels(*labels) for family in families)
         batch_rows, compute, queue = counted
-        batch_rows.observe(rows)
+        batch_rows.observe(batch.rows)
         compute.observe(times.whole)
         for wait in waited:
             queue.observe(wait)
 
-    def request_done(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
-        """Nothing: the scheduler's own counters are scraped."""
+    def request_done(self, model: Runnable, seconds: float, error: KronserveError | None) -> None:  # noqa: ARG002
+        """Count one that was turned away; the scheduler's own counters, which are scraped, have the others."""
+        if error is not None and error.reason:
+            self.rejected(error.reason, model.name, model.version)
 
     def page(self) -> bytes:
         """The metrics page in Prometheus text format."""
@@ -159,7 +194,8 @@ class _State(Collector):
             labels=("model", "version", "kind"),
         )
         for entry in self._repository:
-            models.add_metric((entry.name, entry.version), float(entry.serves))
+            if isinstance(entry, Model) or entry.broken:
+                models.add_metric((entry.name, entry.version), float(entry.serves))
             if isinstance(entry, Model):
                 for kind, size in asdict(entry.memory).items():
                     memory.add_metric((entry.name, entry.version, kind), size)

@@ -48,7 +48,7 @@ class Service:
         logger.info("device: %s (%s), %d executors", self.device.kind, self.device.reason, self.device.executors)
         self.metrics = Metrics()
         self.journal = Journal(settings.log_requests, settings.log_slow)
-        self.body_budget = ByteBudget(settings.max_inflight_bytes, settings.queue_budget)
+        self.body_budget = ByteBudget(settings.max_inflight_bytes, settings.queue_budget, self.metrics.rejected)
         self.statistics = InferenceStatistics()
         self.scheduler = Scheduler(
             executors=self.device.executors,
@@ -123,6 +123,11 @@ class Service:
     def ready(self) -> bool:
         """Whether new requests should be sent here: loaded, warm, not on the way out, and not all of it broken."""
         return self.live and self.repository.loaded and not self.draining and not self.repository.all_broken
+
+    def unparsed(self, status: int) -> None:
+        """Note an HTTP answer to what was not a whole request's head, or not HTTP."""
+        self.metrics.refused(status)
+        self.journal.answered("http", "unparsed", status, 0.0, None)
 
     async def stop(self, grace: float | None = None) -> None:
         """Answer what was accepted within `grace` seconds (the setting's, if None), then stop the executors.

@@ -229,4 +229,8 @@ class _Inference:
             trace = self._service.tracing.answered_http(
                 self._timeline, "POST", self._service.scheme, INFER_ROUTE.path, status
             )
-        self._service.journal.answered("http", INFER_ROUTE.path, status, seconds, self._request_id, trace)
+        journal = self._service.journal
+        if not journal.silent:
+            model = self._service.repository.known(self._route["model"])
+            key = None if self._let_in is None else self._let_in.name
+            journal.answered("http", INFER_ROUTE.path, status, seconds, self._request_id, trace, model=model, key=key)

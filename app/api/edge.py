@@ -19,7 +19,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.answers import CLIENT_LEFT
-from app.api.gate import OPEN
+from app.api.gate import KEY_NAME, OPEN
 from app.journal import REQUEST_ID
 from app.security_headers import security_headers
 from app.service import Service
@@ -94,7 +94,10 @@ class Edge:
             if timeline is not None and tracing is not None:
                 known = None if route is None else template
                 trace = tracing.answered_http(timeline, scope["method"], self._service.scheme, known, status)
-            journal.answered("http", template, status, seconds, request_id, trace)
+            if not journal.silent:
+                model = self._service.repository.known(scope.get("path_params", {}).get("model"))
+                key = scope.get(KEY_NAME)
+                journal.answered("http", template, status, seconds, request_id, trace, model=model, key=key)
 
 
 async def _drop_rest(receive: Receive, unread: Callable[[], bool]) -> None:

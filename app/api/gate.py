@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.routing import BaseRoute, Match
@@ -15,6 +15,9 @@ from app.errors import KronserveError
 
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 """For orchestrators and load balancers, who have no keys."""
+
+KEY_NAME = "kronserve.key"
+"""Where an ASGI scope has the name of the key that let the request in."""
 
 
 def scope_of(method: str, path: str) -> Scope | None:
@@ -48,9 +51,11 @@ def document_keys(document: dict[str, Any]) -> None:
 class Gate:
     """ASGI middleware: requests without a sufficient key are answered here, before anything of theirs is read."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, routes: Iterable[BaseRoute]) -> None:
-        """routes: those of the application, by which refusals are counted."""
-        self._app, self._keys, self._routes = app, keys, routes
+    def __init__(
+        self, app: ASGIApp, keys: Keys, routes: Iterable[BaseRoute], refused: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """routes: those of the application, by which refusals are counted. refused: told the reason of each."""
+        self._app, self._keys, self._routes, self._refused = app, keys, routes, refused
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         needed = scope_of(scope["method"], scope["path"]) if scope["type"] == "http" else None
@@ -60,10 +65,12 @@ class Gate:
         try:
             let_in = admit(self._keys, scope["headers"], needed)
         except KronserveError as error:
+            self._refused(error.reason)
             found = (route for route in self._routes if route.matches(scope)[0] is Match.FULL)
             scope["route"] = next(found, None)
             await error_response(error)(scope, receive, send)
             return
+        scope[KEY_NAME] = let_in.name
         try:
             await self._app(scope, receive, send)
         finally:

@@ -214,7 +214,7 @@ class InferFirst:
         if parameters is None:
             await self._app(scope, receive, send)
             return
-        scope["route"] = INFER_ROUTE
+        scope["route"], scope["path_params"] = INFER_ROUTE, parameters
         try:
             lease = Lease(self._service.body_budget)
             try:  # not `with`: this is the path of every small request, which holds nothing

@@ -76,11 +76,16 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one executor runs at once: slices of one lane. `alone`: nothing else is waiting or running."""
+    """What one executor runs at once: slices of one lane. `alone`: nothing else is waiting or running.
+
+    reason: why it has no more rows. "drained": no more were waiting. "full": it holds as many as the model's batch may.
+    "shared": the rest is for the executors that will be free next.
+    """
 
     model: Any
     slices: tuple[Slice, ...]
     alone: bool
+    reason: str
 
     @property
     def rows(self) -> int:
@@ -168,10 +173,12 @@ class WaitingLine:
 
     def check_room(self) -> None:
         """Raise Overloaded, with the seconds after which to try again, when nothing more is admitted."""
-        if self.requests >= self._max_requests or self.estimated_wait > ADMITTED * self._max_wait:
+        long = self.requests >= self._max_requests
+        if long or self.estimated_wait > ADMITTED * self._max_wait:
             raise Overloaded(
                 f"the queue is full ({self.requests} requests, {self.estimated_wait:.2f} s of work); try again later",
                 retry_after=self.estimated_wait,
+                reason="queue_length" if long else "queue_wait",
             )
 
     def admit(self, entry: Entry) -> None:
@@ -180,7 +187,9 @@ class WaitingLine:
         line = self._lines[entry.model]
         _drop_stale(line.order)
         if line.order and entry.arrived - line.order[0][2].arrived > STALLED * self._max_wait:
-            raise Overloaded("the queue has stalled; try again later", retry_after=self._max_wait)
+            raise Overloaded(
+                "the queue has stalled; try again later", retry_after=self._max_wait, reason="queue_stalled"
+            )
         entry.seconds = entry.rows * entry.width * line.seconds_per_element
         self._backlog += entry.seconds
         if not line.waiting:
@@ -204,13 +213,13 @@ class WaitingLine:
             line = self._lines[model]
             head = line.order[0][2]
             lane = line.lanes[head.lane]
-            slices = self._fill(line, lane, now)
+            slices, reason = self._fill(line, lane, now)
             _drop_stale(lane.heap)
             if not lane.heap:
                 del line.lanes[head.lane]
             if slices:
                 self.running += 1
-                batch = Batch(model, slices, alone=self.requests == 0 and self.running == 1)
+                batch = Batch(model, slices, alone=self.requests == 0 and self.running == 1, reason=reason)
                 line.running += batch.elements
                 return batch
         return None
@@ -276,14 +285,17 @@ class WaitingLine:
                 best, chosen = rank, model
         return chosen
 
-    def _fill(self, line: _Line, lane: _Lane, now: float) -> tuple[Slice, ...]:
+    def _fill(self, line: _Line, lane: _Lane, now: float) -> tuple[tuple[Slice, ...], str]:
         """Rows from the head of one lane: a batch full, or one executor's share of the model's work if that is less.
+
+        With `Batch.reason`.
 
         Whoever took all that waits would leave the next executor idle until the answers bring new requests.
         """
         width = max(1, lane.heap[0][2].width)
         limit = max(1, min(line.batch_rows, line.batch_elements // width))
-        room = max(1, min(limit, ceil((lane.rows + line.running / width) / self._executors)))
+        share = max(1, ceil((lane.rows + line.running / width) / self._executors))
+        room = min(limit, share)
         slices: list[Slice] = []
         while room > 0:
             _drop_stale(lane.heap)
@@ -316,7 +328,9 @@ class WaitingLine:
                 self._backlog += rest
                 self._push(line, entry)
                 break
-        return tuple(slices)
+        _drop_stale(lane.heap)
+        reason = "drained" if not lane.heap else "full" if limit <= share else "shared"
+        return tuple(slices), reason
 
 
 def _is_live(item: _Item) -> bool:

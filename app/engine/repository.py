@@ -44,7 +44,14 @@ class NotServing:
     version: str
     reason: str
     state: Literal["LOADING", "UNAVAILABLE"] = "UNAVAILABLE"
+    wanted: bool = True
+    """Whether it should serve: not after it was unloaded."""
     serves: ClassVar[bool] = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether it should serve and cannot."""
+        return self.wanted and self.state == "UNAVAILABLE"
 
 
 Entry = Model | NotServing
@@ -100,6 +107,10 @@ class Repository:
         if isinstance(found, NotServing):
             raise Unavailable(f"model {name!r} version {version} is not available: {found.reason}")
         return found
+
+    def known(self, name: str | None) -> str | None:
+        """The name again if it is a model's, else None."""
+        return name if name in self._versions else None
 
     def versions(self, name: str) -> list[str]:
         """Versions that serve, lowest first."""
@@ -183,7 +194,7 @@ class Repository:
             raise UnknownModel(f"unknown model {name!r}")
         self._unloaded.add(name)
         for version in self._versions[name]:
-            self._replace(name, version, NotServing(name, version, "it was unloaded"))
+            self._replace(name, version, NotServing(name, version, "it was unloaded", wanted=False))
 
     def look(self) -> None:
         """One look of the watch: load what is new or has changed, retire what is gone.

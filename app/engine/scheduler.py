@@ -115,11 +115,11 @@ class BatchTimes:
 class Observer(Protocol):
     """Told of what happens, from executor threads and from the event loop."""
 
-    def batch_done(self, model: Runnable, rows: int, waited: list[float], times: BatchTimes) -> None:
+    def batch_done(self, batch: Batch, waited: list[float], times: BatchTimes) -> None:
         """A batch was run; `waited`: seconds in the queue of each request that began in it."""
 
-    def request_done(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
-        """A request ended, by an answer or a failure, `seconds` after it arrived; 0 when it was not admitted."""
+    def request_done(self, model: Runnable, seconds: float, error: KronserveError | None) -> None:
+        """A request ended `seconds` after it arrived, 0 when it was not admitted. error: why, if not by an answer."""
 
 
 class Scheduler:
@@ -203,10 +203,10 @@ class Scheduler:
         """Refuse a request before it is decoded when the queue is full: Overloaded, and counted as refused."""
         try:
             self._line.check_room()
-        except KronserveError:
+        except KronserveError as error:
             self.counters.submitted += 1
             self.counters.refused += 1
-            self._report(model, 0.0, succeeded=False)
+            self._report(model, 0.0, error)
             raise
 
     def submit(
@@ -259,9 +259,9 @@ class Scheduler:
                     self._add_line(model)
                     self._retiring.add(model)
                     self._line.admit(entry)
-            except KronserveError:
+            except KronserveError as error:
                 self.counters.refused += 1
-                self._report(entry.model, 0.0, succeeded=False)
+                self._report(entry.model, 0.0, error)
                 raise
             self._in_flight.add(entry)
             self._condition.notify()
@@ -276,14 +276,19 @@ class Scheduler:
         pending = [entry.payload.future for entry in self._in_flight]
         if pending:
             await asyncio.wait(pending, timeout=grace)
-        for entry in list(self._in_flight):
-            self._fail(entry, Unavailable("the server is shutting down"))
+        self.abort()
         with self._condition:
             self._line.drain()
             self._stopping = True
             self._condition.notify_all()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 1.0)
+
+    def abort(self) -> None:
+        """Accept nothing more, and end what was accepted with Unavailable now; from the event loop."""
+        self._closed = True
+        for entry in list(self._in_flight):
+            self._fail(entry, Unavailable("the server is shutting down"))
 
     # -- on the event loop -------------------------------------------------------------------------------------------
 
@@ -304,7 +309,8 @@ class Scheduler:
             counters.cancelled += 1
             return
         error = future.exception()
-        self._report(entry.model, self._clock() - entry.arrived, succeeded=error is None)
+        assert error is None or isinstance(error, KronserveError), "nothing else is put into a future"
+        self._report(entry.model, self._clock() - entry.arrived, error)
         match error:
             case None:
                 counters.succeeded += 1
@@ -315,9 +321,9 @@ class Scheduler:
             case _:
                 counters.failed += 1
 
-    def _report(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
+    def _report(self, model: Runnable, seconds: float, error: KronserveError | None) -> None:
         for observer in self._observers:
-            observer.request_done(model, seconds, succeeded=succeeded)
+            observer.request_done(model, seconds, error)
 
     def _forget_idle(self) -> None:
         for model in [model for model in self._retiring if not self._line.waiting_for(model)]:
@@ -411,7 +417,7 @@ class Scheduler:
         waited = [started - part.entry.arrived for part in batch.slices if part.start == 0]
         for observer in self._observers:
             try:
-                observer.batch_done(batch.model, batch.rows, waited, times)
+                observer.batch_done(batch, waited, times)
             except Exception:  # whoever only watches must not cost anybody an answer
                 logger.exception("an observer failed")
         return finished, clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 
 from app.errors import Overloaded
@@ -18,11 +19,11 @@ class ByteBudget:
     """Bytes that requests may hold together: read from the wire, decompressed, or waiting for their answer.
 
     limit: bytes. patience: seconds that a request waits for others to finish before it is refused. A request that
-    holds more than the whole budget counts as all of it. For one event loop.
+    holds more than the whole budget counts as all of it. refused: told the reason of each refusal. For one event loop.
     """
 
-    def __init__(self, limit: int, patience: float) -> None:
-        self.limit, self._patience = limit, patience
+    def __init__(self, limit: int, patience: float, refused: Callable[[str], None] = lambda _: None) -> None:
+        self.limit, self._patience, self._refused = limit, patience, refused
         self.held = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -52,9 +53,13 @@ class ByteBudget:
             turn.cancel()
             self._grant()
             if isinstance(error, TimeoutError):
-                raise Overloaded(
-                    "the service holds as many bytes of requests as it may; try again later", retry_after=RETRY_AFTER
-                ) from None
+                refusal = Overloaded(
+                    "the service holds as many bytes of requests as it may; try again later",
+                    retry_after=RETRY_AFTER,
+                    reason="memory",
+                )
+                self._refused(refusal.reason)
+                raise refusal from None
             raise
 
     def give(self, size: int) -> None:

@@ -106,6 +106,17 @@ def test_a_busy_executor_leaves_the_other_its_share():
     assert len(taken(waiting.take(0.0))) == 4
 
 
+def test_a_batch_says_why_it_has_no_more_rows():
+    waiting = line(executors=2, limits={"a": 4})
+    for _ in range(11):
+        waiting.admit(entry())
+    reasons = []
+    while (batch := waiting.take(0.0)) is not None:
+        reasons.append((batch.rows, batch.reason))
+        waiting.done(batch, 0.0)
+    assert reasons == [(4, "full"), (4, "full"), (2, "shared"), (1, "drained")]
+
+
 def test_models_share_executor_time_not_requests():
     """A slow model with a long queue gives way to a fast one after a single batch."""
     waiting = line(limits={"slow": 1, "fast": 1})
@@ -157,6 +168,7 @@ def test_admission_by_wait_and_by_count():
     with pytest.raises(Overloaded) as refused:
         waiting.admit(entry())
     assert refused.value.retry_after == pytest.approx(0.3)
+    assert refused.value.reason == "queue_wait"
     waiting = line(max_wait=0.35)
     waiting.admit(entry(rows=3))
     waiting.admit(entry())  # 0.3 s are within the budget, and leave something of it
@@ -169,8 +181,9 @@ def test_admission_by_wait_and_by_count():
     waiting = line(max_requests=2)
     waiting.admit(entry())
     waiting.admit(entry())
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded) as refused:
         waiting.admit(entry())
+    assert refused.value.reason == "queue_length"
 
 
 def test_rate_follows_what_is_measured():

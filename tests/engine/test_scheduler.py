@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.engine.queueing import Batch
 from app.engine.scheduler import BatchRun, BatchTimes, Runnable, Scheduler
 from app.errors import DeadlineExceeded, DeviceFailed, InferenceFailed, KronserveError, Overloaded, Unavailable
 from tests.engine.fakes import FATAL, POISON, DoublingModel, DyingModel
@@ -272,13 +273,13 @@ async def test_observers_hear_of_every_ending_once():
             self.endings: list[bool] = []
             self.waits = self.rows = 0
 
-        def batch_done(self, model: Runnable, rows: int, waited: list[float], times: BatchTimes) -> None:
+        def batch_done(self, batch: Batch, waited: list[float], times: BatchTimes) -> None:
             self.waits += len(waited)
-            self.rows += rows
+            self.rows += batch.rows
             assert times.stack + times.infer + times.split <= times.whole
 
-        def request_done(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
-            self.endings.append(succeeded)
+        def request_done(self, model: Runnable, seconds: float, error: KronserveError | None) -> None:
+            self.endings.append(error is None)
 
     watching, model = Watching(), DoublingModel(batch_limit=4)
     scheduler = Scheduler(executors=1, max_wait=inf, max_requests=3, observers=[watching])
@@ -336,11 +337,11 @@ async def test_the_estimate_counts_what_keeps_an_executor_from_its_next_batch():
     class Slow:
         now = 0.0
 
-        def batch_done(self, model: Runnable, rows: int, waited: list[float], times: BatchTimes) -> None:
+        def batch_done(self, batch: Batch, waited: list[float], times: BatchTimes) -> None:
             assert times.whole == 0.0
             self.now += 5.0
 
-        def request_done(self, model: Runnable, seconds: float, *, succeeded: bool) -> None:
+        def request_done(self, model: Runnable, seconds: float, error: KronserveError | None) -> None:
             pass
 
     slow, model = Slow(), DoublingModel()

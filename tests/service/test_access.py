@@ -99,6 +99,9 @@ def test_rate_is_limited(guarded: Server):
     page = httpx.get(f"{guarded.url}/metrics", headers=bearer("reader")).text
     for route, status in (("/v2/models/{model}/infer", 429), ("/v2/models/{model}", 401)):
         assert f'kronserve_http_requests_total{{route="{route}",status="{status}"}}' in page
+    for reason, least in (("key_rate", len(refused)), ("key_unknown", 1)):
+        sample = f'kronserve_rejected_requests_total{{model="",reason="{reason}",version=""}} '
+        assert float(page.split(sample)[1].split()[0]) >= least
 
 
 def test_concurrency_is_limited_and_given_back_when_a_client_leaves(guarded: Server):
@@ -137,6 +140,17 @@ async def test_grpc_has_the_same_gate(guarded: Server):
         load = pb.RepositoryModelLoadRequest(model_name="offset")
         assert await code("RepositoryModelLoad", load, "caller") == grpc.StatusCode.PERMISSION_DENIED
         assert await code("RepositoryModelLoad", load, "keeper") == grpc.StatusCode.OK
+
+
+async def test_grpc_reads_no_message_of_who_has_no_key(guarded: Server):
+    """Eight times 60 MB at once: refused from the head of the call, as HTTP refuses before the body."""
+    method, message = "/inference.GRPCInferenceService/ModelInfer", bytes(60 << 20)
+    await test_grpc_has_the_same_gate(guarded)  # what the first calls import and grow is not counted
+    before = guarded.peak_bytes()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{guarded.grpc_port}") as channel:
+        calls = [channel.unary_unary(method)(message) for _ in range(8)]
+        assert {await call.code() for call in calls} == {grpc.StatusCode.UNAUTHENTICATED}
+    assert guarded.peak_bytes() - before < 60 << 20
 
 
 def test_ten_thousand_guesses_beside_an_honest_caller(guarded: Server):

@@ -53,6 +53,8 @@ def test_a_line_and_the_id_in_the_answer(talkative: Server, chunked: bool):
     line = line_of(talkative, name)
     assert (line["protocol"], line["route"], line["status"], line["level"]) == ("http", ROUTE, 200, "INFO")
     assert 0 < line["seconds"] < 60
+    assert line["model"] == "add"
+    assert "key" not in line
 
 
 def test_errors_have_one_too_without_the_caller_s_path(talkative: Server):
@@ -93,4 +95,5 @@ def test_slow_ones_alone(caplog: pytest.LogCaptureFixture):
         journal.answered("http", ROUTE, 200, 1.0, b"late")
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == f"http {ROUTE} 200 1000.0 ms late"
+    assert record.getMessage() == f"http {ROUTE} 200 1000.0 ms late model=- key=-"
+    assert journal.request_id(None) is not None, "known before it is known to be slow"

@@ -47,14 +47,20 @@ def offset(client: triton.InferenceServerClient, version: str = "") -> float:
     return float(client.infer("m", [zeros()], model_version=version).as_numpy("y")[0, 0])
 
 
-def test_index_load_and_unload(client: triton.InferenceServerClient, models: Path):
+def metrics(server: Server) -> str:
+    return httpx.get(f"{server.url}/metrics").text
+
+
+def test_index_load_and_unload(client: triton.InferenceServerClient, server: Server, models: Path):
     assert set(client.get_server_metadata()["extensions"]) >= {"model_repository", "statistics"}
     assert client.get_model_repository_index() == [{"name": "m", "version": "1", "state": "READY", "reason": ""}]
     write_offset_model(models / "m" / "2", 2)
     assert [row["state"] for row in client.get_model_repository_index()] == ["READY", "UNAVAILABLE"]
     client.load_model("m")
     assert (offset(client), offset(client, "1")) == (2, 1)
+    assert 'kronserve_model_loaded{model="m",version="1"} 1.0' in metrics(server)
     client.unload_model("m", unload_dependents=True)
+    assert 'kronserve_model_loaded{model="m"' not in metrics(server), "which would be an alert"
     assert not client.is_model_ready("m")
     assert {row["reason"] for row in client.get_model_repository_index()} == {"it was unloaded"}
     with pytest.raises(InferenceServerException, match="unloaded") as caught:

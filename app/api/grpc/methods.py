@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -17,7 +17,7 @@ import numpy as np
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
-from app.access import Scope, bearer
+from app.access import Pass, Scope, bearer
 from app.api import dataplane, model_control
 from app.api.dataplane import OFFLOAD_CLASSES_BYTES
 from app.api.grpc import codec
@@ -40,11 +40,25 @@ SERVICE_NAME = "inference.GRPCInferenceService"
 Context = Any
 """grpc.aio.ServicerContext; grpcio has no type information."""
 
+Metadata = Any
+"""Pairs of name and value, or None."""
+
 Request = TypeVar("Request", bound=Message)
-Method = Callable[[Service, bytes, Context, Timeline | None], Awaitable[bytes]]
 
 
-class Calls:
+@dataclass(slots=True)
+class Noted:
+    """What is noted of one call for its log line and trace."""
+
+    timeline: Timeline | None
+    model: str | None = None
+    """The name of a model that there is."""
+
+
+Method = Callable[[Service, bytes, Context, Noted], Awaitable[bytes]]
+
+
+class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
     """The service's methods as grpcio takes them, with errors turned into statuses, every call counted and timed."""
 
     def __init__(self, service: Service) -> None:
@@ -54,12 +68,38 @@ class Calls:
         self.began = 0
         """Calls so far."""
 
-    def handlers(self) -> Any:
-        """What grpcio's server is given."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE_NAME,
-            {name: grpc.unary_unary_rpc_method_handler(self._answering(name)) for name in METHODS},
-        )
+        self._handlers = {
+            f"/{SERVICE_NAME}/{name}": (
+                _scope(name),
+                grpc.unary_unary_rpc_method_handler(self._answering(name)),
+                grpc.stream_unary_rpc_method_handler(self._refusing(name)),
+            )
+            for name in METHODS
+        }
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Who answers a call, asked by grpcio before it reads the message.
+
+        A call whose key does not let it in is refused unread: of a stream, nothing is read until the handler asks.
+        """
+        found = self._handlers.get(handler_call_details.method)
+        if found is None:
+            return None
+        scope, answering, refusing = found
+        if self._service.keys is not None and scope is not None:
+            try:
+                self._service.keys.check(_presented(handler_call_details.invocation_metadata), scope)
+            except KronserveError:
+                return refusing
+        return answering
+
+    def _refusing(self, name: str) -> Callable[[object, Context], Awaitable[bytes]]:
+        answer = self._answering(name)
+
+        async def refuse(_: object, context: Context) -> bytes:
+            return await answer(b"", context)
+
+        return refuse
 
     def _answering(self, name: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
         service, method, scope = self._service, METHODS[name], _scope(name)
@@ -69,17 +109,18 @@ class Calls:
             self.began += 1
             code = grpc.StatusCode.OK
             tracing = None if scope is None else service.tracing
-            timeline = None if tracing is None else tracing.begin(_headers(context))
+            noted = Noted(None if tracing is None else tracing.begin(_headers(context)))
+            let_in: Pass | None = None
             try:
                 if self.leaving:
                     raise Unavailable("the server is shutting down")
-                if service.keys is None or scope is None:
-                    return await method(service, body, context, timeline)
-                let_in = service.keys.admit(_presented(context), scope)
-                try:
-                    return await method(service, body, context, timeline)
-                finally:
-                    let_in.leave()
+                if service.keys is not None and scope is not None:
+                    try:
+                        let_in = service.keys.admit(_presented(context.invocation_metadata()), scope)
+                    except KronserveError as error:
+                        service.metrics.rejected(error.reason)
+                        raise
+                return await method(service, body, context, noted)
             except KronserveError as error:
                 code, failure = status_code(error), error
             except asyncio.CancelledError:
@@ -89,15 +130,20 @@ class Calls:
                 logger.error("unexpected %s", type(error).__name__, exc_info=error)
                 code, failure = grpc.StatusCode.INTERNAL, KronserveError("internal error")
             finally:
+                if let_in is not None:
+                    let_in.leave()
                 seconds = time.perf_counter() - started
                 service.metrics.called(name, code.name, seconds)
                 trace = None
-                if timeline is not None and tracing is not None:
-                    trace = tracing.answered_rpc(timeline, f"{SERVICE_NAME}/{name}", code.name)
+                if noted.timeline is not None and tracing is not None:
+                    trace = tracing.answered_rpc(noted.timeline, f"{SERVICE_NAME}/{name}", code.name)
                 if not service.journal.silent:
-                    given = _metadata(context, REQUEST_ID.decode())
+                    given = _metadata(context.invocation_metadata(), REQUEST_ID.decode())
                     request_id = service.journal.request_id(given[0].encode() if len(given) == 1 else None)
-                    service.journal.answered("grpc", name, code.name, seconds, request_id, trace)
+                    key = None if let_in is None else let_in.name
+                    service.journal.answered(
+                        "grpc", name, code.name, seconds, request_id, trace, model=noted.model, key=key
+                    )
             failure.__traceback__ = None  # it would hold the message until the next garbage collection
             await context.abort(code, failure.message[:LONGEST_MESSAGE], trailing_metadata(failure))
             raise AssertionError("abort raises")
@@ -105,18 +151,19 @@ class Calls:
         return answer
 
 
-async def _infer(service: Service, body: bytes, context: Context, timeline: Timeline | None) -> bytes:
+async def _infer(service: Service, body: bytes, context: Context, noted: Noted) -> bytes:
     if len(body) <= SMALL:
-        return await _run(service, body, context, timeline)
+        return await _run(service, body, context, noted)
     with service.body_budget.lease() as lease:
         await lease.take(len(body))
-        return await _run(service, body, context, timeline)
+        return await _run(service, body, context, noted)
 
 
-async def _run(service: Service, body: bytes, context: Context, timeline: Timeline | None) -> bytes:
+async def _run(service: Service, body: bytes, context: Context, noted: Noted) -> bytes:
+    timeline = noted.timeline
     if timeline is not None:
         timeline.decode()
-    model, call, inputs = await offload(len(body), lambda: _decode(service, body, timeline))
+    model, call, inputs = await offload(len(body), lambda: _decode(service, body, noted))
     timeout, remaining = call.timeout, context.time_remaining()
     if remaining is not None:
         if remaining <= 0:
@@ -136,13 +183,12 @@ async def _run(service: Service, body: bytes, context: Context, timeline: Timeli
     return await offload(size, lambda: _encode(model, call, results), inline)
 
 
-def _decode(
-    service: Service, body: bytes, timeline: Timeline | None
-) -> tuple[Model, codec.InferCall, dict[str, np.ndarray]]:
+def _decode(service: Service, body: bytes, noted: Noted) -> tuple[Model, codec.InferCall, dict[str, np.ndarray]]:
     request = _parse(pb.ModelInferRequest, body)
     model = service.repository.get(request.model_name, request.model_version or None)
-    if timeline is not None:
-        timeline.belongs_to(model)
+    noted.model = model.name
+    if noted.timeline is not None:
+        noted.timeline.belongs_to(model)
     call = codec.decode(request, model)
     return model, call, check_inputs(model, call.tensors)
 
@@ -238,13 +284,13 @@ def _scope(name: str) -> Scope | None:
     return "admin" if name in ("RepositoryModelLoad", "RepositoryModelUnload") else "read"
 
 
-def _presented(context: Context) -> str | None:
-    given = _metadata(context, "authorization")
+def _presented(metadata: Metadata) -> str | None:
+    given = _metadata(metadata, "authorization")
     return bearer(given[0]) if len(given) == 1 else None
 
 
-def _metadata(context: Context, key: str) -> list[str]:
-    return [value for name, value in context.invocation_metadata() or () if name == key]
+def _metadata(metadata: Metadata, key: str) -> list[str]:
+    return [value for name, value in metadata or () if name == key]
 
 
 def _headers(context: Context) -> list[tuple[bytes, bytes]]:

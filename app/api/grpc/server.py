@@ -37,7 +37,7 @@ class GrpcServer:
         )
         self._calls = methods.Calls(service)
         self._health = Health(service, (methods.SERVICE_NAME,))
-        self._server.add_generic_rpc_handlers((self._calls.handlers(),))
+        self._server.add_generic_rpc_handlers((self._calls,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         enable_server_reflection((methods.SERVICE_NAME, HEALTH, REFLECTION), self._server)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
