@@ -7,8 +7,10 @@ takes for it or leaves between two pieces of its body.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, cast
+from math import inf
+from typing import Any, NamedTuple, cast
 
 import httptools
 import orjson
@@ -28,18 +30,35 @@ LAST_WORDS_SECONDS = 1.0
 """How long what still comes is dropped after a refusal, so that the client reads the answer before the reset."""
 
 
-class BoundedHttpProtocol(HttpToolsProtocol):
-    """One connection. `head_seconds`: longest time for a head; `silence_seconds`: longest gap within a body.
+class Limits(NamedTuple):
+    """Seconds: for a request's head, between two pieces of its body, and for the whole body."""
 
-    direct: answers the requests that it accepts, ahead of the application.
+    head: float = 10.0
+    silence: float = 30.0
+    body: float = 600.0
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection.
+
+    limits: how long a client may take. direct: answers the requests that it accepts, ahead of the application. refused:
+    told the status of each answer to what did not become a request that either of them knows of.
     """
 
-    head_seconds = 10.0
-    silence_seconds = 30.0
-
-    def __init__(self, *args: Any, direct: Handler | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        limits: Limits = DEFAULT_LIMITS,
+        direct: Handler | None = None,
+        refused: Callable[[int], None] = lambda _: None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self._direct = direct
+        self._limits, self._direct, self._tell_refused = limits, direct, refused
+        self._body_until = inf
         self.common_lines = security_lines(tls=self.config.is_ssl)
         """Head lines of the answers that do not come from the application, whose outermost layer adds them itself."""
         self._unclaimed = self._segment = 0
@@ -120,6 +139,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._in_head = False
         self._stop_timer()
+        self._body_until = inf
         if self._direct is not None and self._take_direct(self._direct):
             return
         url, headers, expecting = self.url, self.headers, self.expect_100_continue
@@ -173,9 +193,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
+        known = False
         if self.cycle is not None and self.cycle.more_body and not self.cycle.response_started:
             self.cycle.disconnected = True  # who waits for the rest of this request is told that it will not come
             self.cycle.message_event.set()
+            known = True  # to the application, which notes its end
         earlier = self._answering
         if earlier is not None and not earlier.response_complete and not earlier.disconnected:
             earlier.keep_alive = False  # its answer is owed, and the last one here
@@ -185,6 +207,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
         head = f"{head}content-length: {len(body)}\r\nconnection: close\r\n"
         self.transport.write(b"".join((head.encode(), self.common_lines, b"\r\n", body)))
+        if not known:
+            self._tell_refused(status)
         self.drop_rest()
 
     def drop_rest(self) -> None:
@@ -196,17 +220,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _watch(self) -> None:
         self._heard = False
-        delay = self.head_seconds if self._in_head else self.silence_seconds
+        if self._in_head:
+            delay = self._limits.head
+        else:
+            now = self.loop.time()
+            self._body_until = min(self._body_until, now + self._limits.body)
+            delay = min(self._limits.silence, self._body_until - now)
         self._timer = self.loop.call_later(delay, self._check)
 
     def _check(self) -> None:
         self._timer = None
         if self._in_head:
-            self.refuse(408, f"the request's headers took longer than {self.head_seconds:g} s")
+            self.refuse(408, f"the request's headers took longer than {self._limits.head:g} s")
+        elif self.loop.time() >= self._body_until:
+            self.refuse(408, f"the request's body took longer than {self._limits.body:g} s")
         elif self._heard or self.flow.read_paused:  # it sends, or we do not read
             self._watch()
         else:
-            self.refuse(408, f"nothing came of the request's body for {self.silence_seconds:g} s")
+            self.refuse(408, f"nothing came of the request's body for {self._limits.silence:g} s")
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

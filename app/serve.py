@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 import uvicorn
 
 from app import configuration
-from app.http_protocol import BoundedHttpProtocol
+from app.http_protocol import BoundedHttpProtocol, Limits
 from app.journal import set_up_logging
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from app.tracing import Tracing
 
 logger = logging.getLogger(__name__)
-
-KEEP_ALIVE_SECONDS = 75
-"""Longer than the idle timeout of common load balancers, so that they close first."""
 
 ANSWER_SECONDS = 5
 """Time to write the last answers after the grace, before uvicorn cancels what is left."""
@@ -67,7 +64,15 @@ def serve(argv: Sequence[str]) -> int:
         app,
         host=settings.host,
         port=settings.port,
-        http=cast("type[asyncio.Protocol]", partial(BoundedHttpProtocol, direct=DirectInference(service))),
+        http=cast(
+            "type[asyncio.Protocol]",
+            partial(
+                BoundedHttpProtocol,
+                limits=Limits(settings.head_timeout, settings.silence_timeout, settings.body_timeout),
+                direct=DirectInference(service),
+                refused=service.unparsed,
+            ),
+        ),
         log_config=None,
         ws="none",
         access_log=False,
@@ -75,7 +80,7 @@ def serve(argv: Sequence[str]) -> int:
         server_header=False,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=ceil(settings.shutdown_grace) + ANSWER_SECONDS,
     )
     try:
@@ -98,7 +103,7 @@ def _is_loopback(host: str) -> bool:
 class Server(uvicorn.Server):
     """uvicorn, leaving in order: not ready, still accepting for the delay, then answer what was accepted, exit 0.
 
-    A second signal stops at once.
+    A second signal stops at once: what was accepted and has no answer yet is answered with an error.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -123,6 +128,7 @@ class Server(uvicorn.Server):
         if self._service.draining:
             logger.warning("second %s: stopping at once", signal.Signals(number).name)
             self.force_exit = self.should_exit = True
+            self._service.scheduler.abort()
             return
         delay = self._service.settings.shutdown_delay if number == signal.SIGTERM else 0.0
         logger.info("%s: not ready from now on, accepting for %g s more", signal.Signals(number).name, delay)
@@ -167,9 +173,12 @@ class Server(uvicorn.Server):
         while busy() and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
         # What the scheduler has not done by now is answered with an error, before uvicorn cuts it off.
-        stopping = asyncio.create_task(self._service.stop(max(0.0, until - loop.time())))
+        remaining = 0.0 if self.force_exit else max(0.0, until - loop.time())
+        stopping = asyncio.create_task(self._service.stop(remaining))
         await super().shutdown(sockets)
         await stopping
+        if self.force_exit:  # uvicorn leaves it running then, and it would end with a traceback
+            await self.lifespan.shutdown()
         if leaving is not None and not self.force_exit:
             await leaving
         if self._service.tracing is not None:

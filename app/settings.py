@@ -86,6 +86,14 @@ class Settings(BaseSettings):
         0.0, ge=0, description="Seconds after SIGTERM that new requests are still accepted while not ready."
     )
     shutdown_grace: float = Field(30.0, ge=0, description="Seconds that accepted requests get after SIGTERM.")
+    head_timeout: float = Field(10.0, gt=0, description="Longest time for a request's headers, seconds; past it 408.")
+    silence_timeout: float = Field(
+        30.0, gt=0, description="Longest time without anything of a request's body, seconds; past it 408."
+    )
+    body_timeout: float = Field(600.0, gt=0, description="Longest time for a request's body, seconds; past it 408.")
+    keep_alive: int = Field(
+        75, ge=0, description="Seconds that an idle connection stays open; more than a load balancer in front keeps it."
+    )
     max_body_bytes: int = Field(100 * MIB, gt=0, description="Largest request body; past it 413.")
     max_decoded_bytes: int = Field(256 * MIB, gt=0, description="Largest decompressed file; past it 413.")
     max_inflight_bytes: int = Field(

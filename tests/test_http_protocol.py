@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from app.http_protocol import MAX_HEAD_BYTES, BoundedHttpProtocol
+from app.http_protocol import DEFAULT_LIMITS, MAX_HEAD_BYTES, BoundedHttpProtocol, Limits
 
 SIMPLE = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
 CHUNKED = b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -19,9 +19,7 @@ PATIENCE = 20.0
 """Seconds that a test waits at most for what should come at once."""
 
 
-class Hurried(BoundedHttpProtocol):
-    head_seconds = 0.2
-    silence_seconds = 0.2
+HURRIED = Limits(head=0.2, silence=0.2)
 
 
 class Echo:
@@ -46,13 +44,17 @@ class Echo:
 
 
 @asynccontextmanager
-async def listening(app: Echo, protocol: type[BoundedHttpProtocol] = Hurried) -> AsyncIterator[int]:
+async def listening(
+    app: Echo, limits: Limits = HURRIED, keep_alive: int = 5, refused: Callable[[int], None] = lambda _: None
+) -> AsyncIterator[int]:
     """The port on which the application is served."""
-    config = uvicorn.Config(app, log_config=None, lifespan="off")
+    config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_keep_alive=keep_alive)
     config.load()
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(
-        lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        lambda: BoundedHttpProtocol(config=config, server_state=state, app_state={}, limits=limits, refused=refused),
+        "127.0.0.1",
+        0,
     )
     async with server:
         yield server.sockets[0].getsockname()[1]
@@ -86,7 +88,7 @@ async def exchange(port: int, *pieces: bytes, pause: float = 0.0) -> bytes:
     ],
 )
 async def test_heads_without_end_are_431(pieces: list[bytes]) -> None:
-    async with listening(Echo(), BoundedHttpProtocol) as port:
+    async with listening(Echo(), DEFAULT_LIMITS) as port:
         answer = await exchange(port, *pieces, pause=0.001)
     answer = answer.removeprefix(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n3")
     assert answer.startswith(b"HTTP/1.1 431 "), answer
@@ -96,20 +98,30 @@ async def test_heads_without_end_are_431(pieces: list[bytes]) -> None:
 @pytest.mark.parametrize("tail", [b"0\r\nX-Trailer: " + b"a" * 8192, b"3;" + b"a" * 8192])
 async def test_trailers_and_chunk_extensions_without_end_are_431(tail: bytes) -> None:
     app = Echo()
-    async with listening(app, BoundedHttpProtocol) as port:
+    async with listening(app, DEFAULT_LIMITS) as port:
         answer = await exchange(port, CHUNKED + b"3\r\nabc\r\n", tail, *[b"a" * 8192] * 20, pause=0.001)
     assert answer.startswith(b"HTTP/1.1 431 "), answer
     assert app.left == 1
 
 
 async def test_slow_heads_and_silent_bodies_are_408() -> None:
-    app = Echo()
-    async with listening(app) as port:
+    app, told = Echo(), list[int]()
+    async with listening(app, refused=told.append) as port:
         head = await exchange(port, *[SIMPLE[at : at + 1] for at in range(20)], pause=0.05)
         body = await exchange(port, SIMPLE[:-1])
     for answer in (head, body):
         assert answer.startswith(b"HTTP/1.1 408 "), answer
         assert b'{"error":' in answer
+    assert app.left == 1
+    assert told == [408], "the body's is the application's to note"
+
+
+async def test_a_body_that_comes_steadily_for_too_long_is_408() -> None:
+    app = Echo()
+    async with listening(app, Limits(silence=30.0, body=0.3)) as port:
+        answer = await exchange(port, SIMPLE.replace(b": 3", b": 100"), *[b"a"] * 8, pause=0.05)
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+    assert b"body took longer than 0.3 s" in answer
     assert app.left == 1
 
 
@@ -117,7 +129,7 @@ async def test_large_bodies_and_ordinary_heads_pass() -> None:
     size = 50 * MAX_HEAD_BYTES
     head = b"POST /x HTTP/1.1\r\nHost: x\r\nX: %s\r\nConnection: close\r\n" % (b"a" * (MAX_HEAD_BYTES // 2))
     chunks = b"".join(b"%x\r\n%s\r\n" % (size // 10, b"a" * (size // 10)) for _ in range(10))
-    async with listening(Echo(), BoundedHttpProtocol) as port:
+    async with listening(Echo(), DEFAULT_LIMITS) as port:
         whole = await exchange(port, head + b"Content-Length: %d\r\n\r\n" % size + b"a" * size)
         chunked = await exchange(port, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
         two = await exchange(port, SIMPLE + SIMPLE.replace(b"Host", b"Connection: close\r\nHost"))
@@ -134,25 +146,22 @@ async def test_a_body_that_comes_slowly_but_steadily_passes() -> None:
 
 
 async def test_what_is_no_http_has_the_error_shape() -> None:
-    async with listening(Echo()) as port:
+    told: list[int] = []
+    async with listening(Echo(), refused=told.append) as port:
         answer = await exchange(port, b"\x16\x03\x01 no http\r\n\r\n")
+    assert told == [400]
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.endswith(b'{"error":"Invalid HTTP request received."}')
 
 
 async def test_a_connection_that_says_nothing_is_closed() -> None:
-    class Impatient(BoundedHttpProtocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            self.timeout_keep_alive = 0.1
-            super().connection_made(transport)
-
-    async with listening(Echo(), Impatient) as port:
+    async with listening(Echo(), keep_alive=0) as port:
         assert await exchange(port) == b""
 
 
 async def test_a_long_head_in_the_same_piece_as_another_request_is_not_taken() -> None:
     long = b"GET /x HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * (MAX_HEAD_BYTES + 1) + b"\r\n\r\n"
-    async with listening(Echo(), BoundedHttpProtocol) as port:
+    async with listening(Echo(), DEFAULT_LIMITS) as port:
         answer = await exchange(port, SIMPLE + long)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.count(b"HTTP/1.1") == 1
@@ -168,7 +177,7 @@ async def test_an_accepted_request_is_answered_though_rubbish_follows() -> None:
             await super().__call__(scope, receive, send)
 
     app = Slow()
-    async with listening(app, BoundedHttpProtocol) as port:
+    async with listening(app, DEFAULT_LIMITS) as port:
         answer = await exchange(port, SIMPLE + b"no http\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"\r\n\r\n3")

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.service.conftest import write_add_model
-from tests.service.process import Server, serving
+from tests.service.process import Server, patiently, serving
 from tests.tiny_models import write_offset_model
 
 
@@ -51,9 +52,12 @@ def test_odd_folders_and_dangling_links_harm_no_model(tmp_path: Path):
         assert str(tmp_path) not in listed
 
 
-async def test_end_of_the_grace_answers_503_in_the_error_shape(repository: Path, tmp_path: Path):
-    """More work than the grace allows: what was accepted and cannot be done is told so."""
-    options = ("--shutdown-grace", "0.2", "--queue-budget", "600", "--max-batch", "1")
+@pytest.mark.parametrize(("grace", "signals"), [("0.2", 1), ("600", 2)])
+async def test_end_of_the_grace_or_a_second_signal_answers_503(
+    repository: Path, tmp_path: Path, grace: str, signals: int
+):
+    """More work than the grace allows, or than who sends SIGTERM twice waits for: what was accepted is told so."""
+    options = ("--shutdown-grace", grace, "--queue-budget", "600", "--max-batch", "1")
     shutil.copytree(repository / "hot-etth1", tmp_path / "repository" / "hot-etth1")
     with serving(tmp_path / "repository", tmp_path / "log", *options) as server:
         series = np.zeros((5000, 21, 96), "<f4")
@@ -74,6 +78,9 @@ async def test_end_of_the_grace_answers_503_in_the_error_shape(repository: Path,
             ]
             while "kronserve_queue_requests 0" in (await client.get("/metrics")).text:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+            for _ in range(signals - 1):
+                server.process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(patiently, lambda: "not ready from now on" in server.log.read_text())
             status = await asyncio.to_thread(server.stop, 60.0)
             answers = await asyncio.gather(*sending)
         assert status == 0

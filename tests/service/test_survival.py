@@ -368,6 +368,9 @@ async def test_full_queue_is_429_and_says_when_to_come_back(mixed_repository: Pa
                 assert refused.status_code == 429, refused.text
                 assert int(refused.headers["retry-after"]) >= 1
                 assert "queue is full" in refused.json()["error"]
+            for model in ("add", "hot-etth1"):
+                sample = f'kronserve_rejected_requests_total{{model="{model}",reason="queue_wait",version="1"}}'
+                assert metric(server, sample) == 1
             large.cancel()
             await asyncio.to_thread(patiently, lambda: metric(server, "kronserve_estimated_wait_seconds") == 0)
             assert (await client.post("/v2/models/add/infer", json=small)).status_code == 200
@@ -385,6 +388,10 @@ def test_metrics_count_what_was_asked(server: Server):
         good_request_works(server)
     assert metric(server, succeeded) - before[0] == 5
     assert metric(server, batches) - before[1] == 5
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(b"no http\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert metric(server, 'kronserve_http_requests_total{route="unparsed",status="400"}') >= 1
     assert metric(server, "kronserve_queue_requests") == 0
 
 
