@@ -87,7 +87,7 @@ async def test_end_of_the_grace_or_a_second_signal_answers_503(
         assert {answer.status_code for answer in answers} == {503}
         assert {answer.json()["error"] for answer in answers} == {"the server is shutting down"}
         counters = dict(re.findall(r"(\w+)=(\d+)", server.log.read_text().split("left: ")[1]))
-        assert (counters["submitted"], counters["aborted"]) == ("3", "3")
+        assert counters["submitted"] == counters["aborted"] != "0"  # a second signal may come before all are submitted
         assert "Traceback" not in server.log.read_text()
 
 
