@@ -93,6 +93,19 @@ async def test_calls_given_up_leave_the_queue(server: Server, stub: Stub, how: s
     raise AssertionError("no request of a call that was given up left the queue")
 
 
+async def test_calls_given_up_at_any_moment_are_no_error_of_ours(server: Server, stub: Stub):
+    """Of so many, some are given up in the moment in which they are answered."""
+
+    async def one(number: int) -> None:
+        call = stub.ModelInfer(add_request(), timeout=0.0005 * (1 + number % 8))
+        await asyncio.gather(call, return_exceptions=True)
+
+    for _ in range(150):
+        await asyncio.gather(*map(one, range(16)))
+    await stub.ModelInfer(add_request())
+    assert "Traceback" not in server.log.read_text()
+
+
 async def test_messages_over_the_limit_are_refused_with_bounded_memory(mixed_repository: Path, tmp_path: Path):
     """As sent and as decompressed: 200 MB of zeros are 200 kB in gzip."""
     with serving(mixed_repository, tmp_path / "log", "--grpc-max-message-bytes", str(MIB)) as server:

@@ -22,12 +22,21 @@ LINGER_SECONDS = 0.5
 """How long calls are told UNAVAILABLE at the end; grpcio itself would reset those that are on their way: CANCELLED."""
 
 
+class _NotTheClientsLeaving(logging.Filter):
+    """grpcio writes an error with a traceback when a client leaves while it is being answered, which is none."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is about something else."""
+        return not str(record.msg).startswith("ExecuteBatchError")
+
+
 class GrpcServer:
     """One listening port with inference, health and reflection."""
 
     def __init__(self, service: Service) -> None:
         """Bind the port of the settings; from the event loop. OSError when it cannot be had."""
         settings = service.settings
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_NotTheClientsLeaving())
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", settings.grpc_max_message_bytes),
