@@ -26,6 +26,8 @@ OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})
 MAX_HEAD_BYTES = 1 << 16
 """Bytes in a row that are neither body nor the end of a head: request line, headers, trailers, chunk extensions."""
 
+TOO_LARGE = (431, f"the request's headers are larger than {MAX_HEAD_BYTES} bytes")
+
 LAST_WORDS_SECONDS = 1.0
 """How long what still comes is dropped after a refusal, so that the client reads the answer before the reset."""
 
@@ -62,7 +64,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.common_lines = security_lines(tls=self.config.is_ssl)
         """Head lines of the answers that do not come from the application, whose outermost layer adds them itself."""
         self._unclaimed = self._segment = 0
-        self._in_message = self._in_head = self._heard = self._too_large = self._refused = self._offered = False
+        self._in_message = self._in_head = self._heard = self._refused = self._offered = False
+        self._fault: tuple[int, str] | None = None
+        """Status and message for a head that is refused; what follows it on the connection is nobody's request."""
         self._answering: RequestResponseCycle | None = None
         """Who is at work on an answer; `cycle` may be a later, pipelined request."""
         self._timer: asyncio.TimerHandle | None = None
@@ -93,8 +97,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._parse(data)
         except httptools.HttpParserError:
             self.refuse(400, "Invalid HTTP request received.")
-        if self._too_large or self._unclaimed > MAX_HEAD_BYTES:
-            self.refuse(431, f"the request's headers are larger than {MAX_HEAD_BYTES} bytes")
+        if self._fault is None and self._unclaimed > MAX_HEAD_BYTES:
+            self._fault = TOO_LARGE
+        if self._fault is not None:
+            self.refuse(*self._fault)
         elif self._in_message and not self._refused:  # most requests arrive in one piece and are never watched
             self._heard = True
             if self._timer is None:
@@ -113,7 +119,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 if name not in OFFER:
                     head += (name, b": ", value, b"\r\n")
             self._offered = False
-            if self._refused:
+            if self._refused or self._fault is not None:
                 return
             self.parser = httptools.HttpRequestParser(self)
             self.parser.feed_data(b"".join([*head, b"\r\n"]))
@@ -126,11 +132,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head ends; one that came in few large pieces is measured here."""
-        if max(self._unclaimed, self._segment) > MAX_HEAD_BYTES:
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            self._too_large = size > MAX_HEAD_BYTES
+        large = max(self._unclaimed, self._segment) > MAX_HEAD_BYTES
         self._unclaimed = 0
-        if self._too_large:
+        if self._fault is None:
+            self._fault = self._head_fault(large)
+        if self._fault is not None:
             return
         self._offered = self.parser.should_upgrade()
         if self._offered:
@@ -147,6 +153,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.url, self.headers, self.expect_100_continue = url, headers, expecting
         self.scope["headers"] = headers
         super().on_headers_complete()
+
+    def _head_fault(self, large: bool) -> tuple[int, str] | None:
+        """What is wrong with the head, as RFC 9112 has it (sections 3.2 and 6.1), or its size."""
+        if large and len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            return TOO_LARGE
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                return 501, "no transfer coding but chunked is known here"
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            return 400, "a request needs one Host header"
+        return None
 
     def _take_direct(self, handler: Handler) -> bool:
         """Whether the handler answers this request. What is not plain HTTP/1.1, or comes too early, is not its own."""
@@ -167,7 +187,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         self._unclaimed = 0
-        if not self._too_large:
+        if self._fault is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -177,7 +197,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._unclaimed = 0
         self._in_message = False
         self._stop_timer()
-        if not self._too_large:
+        if self._fault is None:
             super().on_message_complete()
 
     def shutdown(self) -> None:

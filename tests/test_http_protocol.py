@@ -163,9 +163,33 @@ async def test_a_long_head_in_the_same_piece_as_another_request_is_not_taken() -
     long = b"GET /x HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * (MAX_HEAD_BYTES + 1) + b"\r\n\r\n"
     async with listening(Echo(), DEFAULT_LIMITS) as port:
         answer = await exchange(port, SIMPLE + long)
+        other = await exchange(port, long + SIMPLE)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.count(b"HTTP/1.1") == 1
     assert b"connection: close" in answer
+    assert other.startswith(b"HTTP/1.1 431 "), "and its answer is not that of the request behind it"
+    assert other.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"POST /x HTTP/1.1\r\n", 400),
+        (b"POST /x HTTP/1.1\r\nHost: x\r\nHost: y\r\n", 400),
+        (b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n", 501),
+        (b"POST /x HTTP/1.0\r\n", 200),
+        (b"POST /x HTTP/1.1\r\nHost:\r\nTransfer-Encoding: Chunked\r\nConnection: close\r\n", 200),
+    ],
+)
+async def test_host_and_transfer_coding(head: bytes, status: int) -> None:
+    """RFC 9112, sections 3.2 and 6.1."""
+    body = b"3\r\nabc\r\n0\r\n\r\n"
+    if b"Transfer" not in head:
+        head, body = head + b"Content-Length: 3\r\n", b"abc"
+    async with listening(Echo(), DEFAULT_LIMITS) as port:
+        answer = await exchange(port, head + b"\r\n" + body)
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+    assert answer.count(b"HTTP/1.1") == 1
 
 
 async def test_an_accepted_request_is_answered_though_rubbish_follows() -> None:
