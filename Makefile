@@ -60,7 +60,7 @@ soak: .venv/dev.stamp
 # The tables of docs/results.md, printed: the operators' cost measured anew, every shipped bundle on its test split. Writes
 # bench/results/operators.json and .png, and what follows from them and the bundles into docs/results.md, so that they agree;
 # git diff shows what came out otherwise. Needs the data sets' folder in KRONSERVE_DATA and a machine that does nothing else;
-# about five minutes on two cores.
+# about seven minutes on two cores.
 reproduce: .venv/dev.stamp
 	$(BIN)/python -m bench.operators
 	$(BIN)/python -m bench.reproduce --write

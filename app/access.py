@@ -81,7 +81,7 @@ class Keys:
 
         Raises Unauthorized without a known key, Forbidden when its scopes do not reach, Overloaded past its limits.
         """
-        key = self._check(presented, scope)
+        key = self.check(presented, scope)
         if key.entry.concurrent is not None and key.under_way >= key.entry.concurrent:
             raise Overloaded(
                 "this API key has as many requests under way as it may", retry_after=1.0, reason="key_concurrency"
@@ -102,11 +102,8 @@ class Keys:
 
         return Pass(key.name, leave)
 
-    def check(self, presented: str | None, scope: Scope) -> None:
-        """Raise Unauthorized or Forbidden as `admit` does; counts nothing against the key's limits."""
-        self._check(presented, scope)
-
-    def _check(self, presented: str | None, scope: Scope) -> _Key:
+    def check(self, presented: str | None, scope: Scope) -> _Key:
+        """The key that is shown, or Unauthorized or Forbidden as from `admit`; nothing counts against its limits."""
         key = self._find(presented)
         if key is None:
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")

@@ -35,12 +35,9 @@ LAST_WORDS_SECONDS = 1.0
 class Limits(NamedTuple):
     """Seconds: for a request's head, between two pieces of its body, and for the whole body."""
 
-    head: float = 10.0
-    silence: float = 30.0
-    body: float = 600.0
-
-
-DEFAULT_LIMITS = Limits()
+    head: float
+    silence: float
+    body: float
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -53,7 +50,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def __init__(
         self,
         *args: Any,
-        limits: Limits = DEFAULT_LIMITS,
+        limits: Limits,
         direct: Handler | None = None,
         refused: Callable[[int], None] = lambda _: None,
         **kwargs: Any,

@@ -60,8 +60,7 @@ class Metrics:
         )
         # Looking up a labelled child costs more than counting in it.
         self._http: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._batches: dict[tuple[str, str], tuple[Histogram, ...]] = {}
-        self._dispatched: dict[tuple[str, str, str], Counter] = {}
+        self._batches: dict[tuple[str, str, str], tuple[Counter, Histogram, Histogram, Histogram]] = {}
         self._rejected: dict[tuple[str, str, str], Counter] = {}
         self._grpc: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._batch_count = Counter(
@@ -120,8 +119,8 @@ class Metrics:
         counted[0].inc()
         counted[1].observe(seconds)
 
-    def refused(self, status: int) -> None:
-        """Count an HTTP answer to what was not even a whole request's head."""
+    def unparsed(self, status: int) -> None:
+        """Count an HTTP answer to what did not become a request."""
         self.http_requests.labels("unparsed", str(status)).inc()
 
     def rejected(self, reason: str, model: str = "", version: str = "") -> None:
@@ -135,16 +134,16 @@ class Metrics:
     def batch_done(self, batch: Batch, waited: list[float], times: BatchTimes) -> None:
         """Count one executed batch; called from executor threads."""
         labels = (batch.model.name, batch.model.version)
-        dispatched = self._dispatched.get((*labels, batch.reason))
-        if dispatched is None:
-            dispatched = self._batch_count.labels(*labels, batch.reason)
-            self._dispatched[*labels, batch.reason] = dispatched
-        dispatched.inc()
-        counted = self._batches.get(labels)
+        counted = self._batches.get((*labels, batch.reason))
         if counted is None:
-            families = (self._batch_rows, self._compute_seconds, self._queue_seconds)
-            counted = self._batches[labels] = tuple(family.labels(*labels) for family in families)
-        batch_rows, compute, queue = counted
+            counted = self._batches[*labels, batch.reason] = (
+                self._batch_count.labels(*labels, batch.reason),
+                self._batch_rows.labels(*labels),
+                self._compute_seconds.labels(*labels),
+                self._queue_seconds.labels(*labels),
+            )
+        batches, batch_rows, compute, queue = counted
+        batches.inc()
         batch_rows.observe(batch.rows)
         compute.observe(times.whole)
         for wait in waited:
@@ -194,7 +193,7 @@ class _State(Collector):
             labels=("model", "version", "kind"),
         )
         for entry in self._repository:
-            if isinstance(entry, Model) or entry.broken:
+            if isinstance(entry, Model) or self._repository.broken(entry):
                 models.add_metric((entry.name, entry.version), float(entry.serves))
             if isinstance(entry, Model):
                 for kind, size in asdict(entry.memory).items():

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, cast
@@ -206,7 +206,7 @@ class Server(uvicorn.Server):
         config, state = self.config, self.server_state
 
         def protocol() -> asyncio.Protocol:
-            made = cast("type[BoundedHttpProtocol]", config.http_protocol_class)
+            made = cast("Callable[..., asyncio.Protocol]", config.http_protocol_class)
             return made(config=config, server_state=state, app_state=self.lifespan.state)
 
         taken_in = [loop.connect_accepted_socket(protocol, connection, ssl=config.ssl) for connection in waiting]

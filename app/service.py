@@ -125,8 +125,8 @@ class Service:
         return self.live and self.repository.loaded and not self.draining and not self.repository.all_broken
 
     def unparsed(self, status: int) -> None:
-        """Note an HTTP answer to what was not a whole request's head, or not HTTP."""
-        self.metrics.refused(status)
+        """Note an HTTP answer to what did not become a request: no HTTP, or a head that is refused."""
+        self.metrics.unparsed(status)
         self.journal.answered("http", "unparsed", status, 0.0, None)
 
     async def stop(self, grace: float | None = None) -> None:

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from app.http_protocol import DEFAULT_LIMITS, MAX_HEAD_BYTES, BoundedHttpProtocol, Limits
+from app.http_protocol import MAX_HEAD_BYTES, BoundedHttpProtocol, Limits
 
 SIMPLE = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
 CHUNKED = b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -19,7 +19,8 @@ PATIENCE = 20.0
 """Seconds that a test waits at most for what should come at once."""
 
 
-HURRIED = Limits(head=0.2, silence=0.2)
+HURRIED = Limits(head=0.2, silence=0.2, body=60.0)
+PATIENT = Limits(head=60.0, silence=60.0, body=60.0)
 
 
 class Echo:
@@ -88,7 +89,7 @@ async def exchange(port: int, *pieces: bytes, pause: float = 0.0) -> bytes:
     ],
 )
 async def test_heads_without_end_are_431(pieces: list[bytes]) -> None:
-    async with listening(Echo(), DEFAULT_LIMITS) as port:
+    async with listening(Echo(), PATIENT) as port:
         answer = await exchange(port, *pieces, pause=0.001)
     answer = answer.removeprefix(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n3")
     assert answer.startswith(b"HTTP/1.1 431 "), answer
@@ -98,7 +99,7 @@ async def test_heads_without_end_are_431(pieces: list[bytes]) -> None:
 @pytest.mark.parametrize("tail", [b"0\r\nX-Trailer: " + b"a" * 8192, b"3;" + b"a" * 8192])
 async def test_trailers_and_chunk_extensions_without_end_are_431(tail: bytes) -> None:
     app = Echo()
-    async with listening(app, DEFAULT_LIMITS) as port:
+    async with listening(app, PATIENT) as port:
         answer = await exchange(port, CHUNKED + b"3\r\nabc\r\n", tail, *[b"a" * 8192] * 20, pause=0.001)
     assert answer.startswith(b"HTTP/1.1 431 "), answer
     assert app.left == 1
@@ -118,7 +119,7 @@ async def test_slow_heads_and_silent_bodies_are_408() -> None:
 
 async def test_a_body_that_comes_steadily_for_too_long_is_408() -> None:
     app = Echo()
-    async with listening(app, Limits(silence=30.0, body=0.3)) as port:
+    async with listening(app, Limits(head=60.0, silence=60.0, body=0.3)) as port:
         answer = await exchange(port, SIMPLE.replace(b": 3", b": 100"), *[b"a"] * 8, pause=0.05)
     assert answer.startswith(b"HTTP/1.1 408 "), answer
     assert b"body took longer than 0.3 s" in answer
@@ -129,7 +130,7 @@ async def test_large_bodies_and_ordinary_heads_pass() -> None:
     size = 50 * MAX_HEAD_BYTES
     head = b"POST /x HTTP/1.1\r\nHost: x\r\nX: %s\r\nConnection: close\r\n" % (b"a" * (MAX_HEAD_BYTES // 2))
     chunks = b"".join(b"%x\r\n%s\r\n" % (size // 10, b"a" * (size // 10)) for _ in range(10))
-    async with listening(Echo(), DEFAULT_LIMITS) as port:
+    async with listening(Echo(), PATIENT) as port:
         whole = await exchange(port, head + b"Content-Length: %d\r\n\r\n" % size + b"a" * size)
         chunked = await exchange(port, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
         two = await exchange(port, SIMPLE + SIMPLE.replace(b"Host", b"Connection: close\r\nHost"))
@@ -161,7 +162,7 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
 
 async def test_a_long_head_in_the_same_piece_as_another_request_is_not_taken() -> None:
     long = b"GET /x HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * (MAX_HEAD_BYTES + 1) + b"\r\n\r\n"
-    async with listening(Echo(), DEFAULT_LIMITS) as port:
+    async with listening(Echo(), PATIENT) as port:
         answer = await exchange(port, SIMPLE + long)
         other = await exchange(port, long + SIMPLE)
     assert answer.startswith(b"HTTP/1.1 200 ")
@@ -186,7 +187,7 @@ async def test_host_and_transfer_coding(head: bytes, status: int) -> None:
     body = b"3\r\nabc\r\n0\r\n\r\n"
     if b"Transfer" not in head:
         head, body = head + b"Content-Length: 3\r\n", b"abc"
-    async with listening(Echo(), DEFAULT_LIMITS) as port:
+    async with listening(Echo(), PATIENT) as port:
         answer = await exchange(port, head + b"\r\n" + body)
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer
     assert answer.count(b"HTTP/1.1") == 1
@@ -201,7 +202,7 @@ async def test_an_accepted_request_is_answered_though_rubbish_follows() -> None:
             await super().__call__(scope, receive, send)
 
     app = Slow()
-    async with listening(app, DEFAULT_LIMITS) as port:
+    async with listening(app, PATIENT) as port:
         answer = await exchange(port, SIMPLE + b"no http\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"\r\n\r\n3")

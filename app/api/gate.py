@@ -51,9 +51,7 @@ def document_keys(document: dict[str, Any]) -> None:
 class Gate:
     """ASGI middleware: requests without a sufficient key are answered here, before anything of theirs is read."""
 
-    def __init__(
-        self, app: ASGIApp, keys: Keys, routes: Iterable[BaseRoute], refused: Callable[[str], None] = lambda _: None
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, routes: Iterable[BaseRoute], refused: Callable[[str], None]) -> None:
         """routes: those of the application, by which refusals are counted. refused: told the reason of each."""
         self._app, self._keys, self._routes, self._refused = app, keys, routes, refused
 

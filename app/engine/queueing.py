@@ -173,12 +173,12 @@ class WaitingLine:
 
     def check_room(self) -> None:
         """Raise Overloaded, with the seconds after which to try again, when nothing more is admitted."""
-        long = self.requests >= self._max_requests
-        if long or self.estimated_wait > ADMITTED * self._max_wait:
+        crowded = self.requests >= self._max_requests
+        if crowded or self.estimated_wait > ADMITTED * self._max_wait:
             raise Overloaded(
                 f"the queue is full ({self.requests} requests, {self.estimated_wait:.2f} s of work); try again later",
                 retry_after=self.estimated_wait,
-                reason="queue_length" if long else "queue_wait",
+                reason="queue_length" if crowded else "queue_wait",
             )
 
     def admit(self, entry: Entry) -> None:
@@ -214,7 +214,6 @@ class WaitingLine:
             head = line.order[0][2]
             lane = line.lanes[head.lane]
             slices, reason = self._fill(line, lane, now)
-            _drop_stale(lane.heap)
             if not lane.heap:
                 del line.lanes[head.lane]
             if slices:
@@ -288,7 +287,7 @@ class WaitingLine:
     def _fill(self, line: _Line, lane: _Lane, now: float) -> tuple[tuple[Slice, ...], str]:
         """Rows from the head of one lane: a batch full, or one executor's share of the model's work if that is less.
 
-        With `Batch.reason`.
+        With them `Batch.reason`. What is left of the lane begins with a live entry.
 
         Whoever took all that waits would leave the next executor idle until the answers bring new requests.
         """

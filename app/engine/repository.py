@@ -44,14 +44,7 @@ class NotServing:
     version: str
     reason: str
     state: Literal["LOADING", "UNAVAILABLE"] = "UNAVAILABLE"
-    wanted: bool = True
-    """Whether it should serve: not after it was unloaded."""
     serves: ClassVar[bool] = False
-
-    @property
-    def broken(self) -> bool:
-        """Whether it should serve and cannot."""
-        return self.wanted and self.state == "UNAVAILABLE"
 
 
 Entry = Model | NotServing
@@ -111,6 +104,10 @@ class Repository:
     def known(self, name: str | None) -> str | None:
         """The name again if it is a model's, else None."""
         return name if name in self._versions else None
+
+    def broken(self, entry: NotServing) -> bool:
+        """Whether a version should serve and cannot: it is not being loaded, and nobody unloaded it."""
+        return entry.state == "UNAVAILABLE" and entry.name not in self._unloaded
 
     def versions(self, name: str) -> list[str]:
         """Versions that serve, lowest first."""
@@ -194,7 +191,7 @@ class Repository:
             raise UnknownModel(f"unknown model {name!r}")
         self._unloaded.add(name)
         for version in self._versions[name]:
-            self._replace(name, version, NotServing(name, version, "it was unloaded", wanted=False))
+            self._replace(name, version, NotServing(name, version, "it was unloaded"))
 
     def look(self) -> None:
         """One look of the watch: load what is new or has changed, retire what is gone.

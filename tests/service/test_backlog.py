@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trustme
 import uvicorn
 
-from app.http_protocol import BoundedHttpProtocol
+from app.http_protocol import BoundedHttpProtocol, Limits
 from app.main import create_app
 from app.serve import Server
 from app.settings import Settings
@@ -23,7 +24,8 @@ async def started(folder: Path, **options: Any) -> tuple[Server, tuple[str, int]
     """A server in this event loop, and where it listens."""
     write_offset_model(folder / "models" / "m" / "1", 1)
     app = create_app(Settings(repository=folder / "models", grpc_port=None, cache_dir=folder / "cache"))
-    config = uvicorn.Config(app, port=0, http=BoundedHttpProtocol, log_config=None, ws="none", **options)
+    http: Any = partial(BoundedHttpProtocol, limits=Limits(60.0, 60.0, 60.0))
+    config = uvicorn.Config(app, port=0, http=http, log_config=None, ws="none", **options)
     config.load()
     server = Server(config, app.state.service)
     server.lifespan = config.lifespan_class(config)
