@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     plan_seconds: float = Field(1.0, gt=0, description="Time to measure a model's plan at its first load, seconds.")
     max_queue: int = Field(4096, gt=0, description="Requests that may wait; past it the answer is 429.")
     queue_budget: float = Field(
-        2.0, gt=0, description="Longest time in the queue, seconds; where 0.9 of it is the estimate, the answer is 429."
+        2.0, gt=0, description="Longest time in the queue, seconds; an estimate past 0.85 of it is answered with 429."
     )
     request_timeout: float = Field(
         30.0, gt=0, description="Longest wait in the queue, and for the files of one request, seconds; past it 504."

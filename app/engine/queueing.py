@@ -27,7 +27,7 @@ from app.errors import Overloaded
 STALLED = 1.5
 """An oldest request that has waited this many times the longest wait shows that the estimate is not to be trusted."""
 
-ADMITTED = 0.9
+ADMITTED = 0.85
 """Part of the longest wait up to which work is admitted: the rest is for the estimate's error and the way back."""
 
 TURN_SECONDS = 0.1

@@ -27,6 +27,13 @@ logger = logging.getLogger(__name__)
 MOST_RUNS = 64
 """Batches of one request that are noted for its caller."""
 
+REST_SECONDS, REST_SHARE = 0.005, 1 / 8
+"""How long the event loop rests once it has refused somebody, and at most what part of the work that waits.
+
+Who is refused may be back at once. Heard one by one, they would each wake the loop on a processor that is computing;
+heard together they cost less, and the executors have enough to do meanwhile.
+"""
+
 Tensor = np.ndarray
 Tensors = dict[str, Tensor]
 Result = tuple[Slice, list[Tensor] | KronserveError]
@@ -126,7 +133,7 @@ class Scheduler:
     """Bounded admission, batching, deadlines and cancellation over a fixed set of executor threads.
 
     executors: threads that run batches. max_wait: longest estimated wait at admission, seconds. max_requests: most
-    requests that may wait. clock: monotonic seconds, for tests.
+    requests that may wait. clock, sleep: of monotonic seconds, for tests.
     """
 
     def __init__(
@@ -137,17 +144,19 @@ class Scheduler:
         max_requests: int,
         observers: Sequence[Observer] = (),
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._line = WaitingLine(executors=executors, max_wait=max_wait, max_requests=max_requests)
         self._executors = executors
         self._observers = tuple(observers)
-        self._clock = clock
+        self._clock, self._sleep = clock, sleep
         self._condition = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._closed = False
         self._in_flight: set[Entry] = set()
+        self._resting = False
         self._retiring: set[Runnable] = set()
         self.counters = Counters()
         self.device_failure: str | None = None
@@ -205,8 +214,7 @@ class Scheduler:
             self._line.check_room()
         except KronserveError as error:
             self.counters.submitted += 1
-            self.counters.refused += 1
-            self._report(model, 0.0, error)
+            self._refused(model, error)
             raise
 
     def submit(
@@ -260,8 +268,7 @@ class Scheduler:
                     self._retiring.add(model)
                     self._line.admit(entry)
             except KronserveError as error:
-                self.counters.refused += 1
-                self._report(entry.model, 0.0, error)
+                self._refused(model, error)
                 raise
             self._in_flight.add(entry)
             self._condition.notify()
@@ -291,6 +298,18 @@ class Scheduler:
             self._fail(entry, Unavailable("the server is shutting down"))
 
     # -- on the event loop -------------------------------------------------------------------------------------------
+
+    def _refused(self, model: Runnable, error: KronserveError) -> None:
+        """Bookkeeping for a request that the full line does not take; the loop rests when all refusals have left."""
+        self.counters.refused += 1
+        self._report(model, 0.0, error)
+        if not self._resting and self._loop is not None:
+            self._resting = True
+            self._loop.call_soon(self._loop.call_soon, self._rest)
+
+    def _rest(self) -> None:
+        self._resting = False
+        self._sleep(min(REST_SECONDS, REST_SHARE * self._line.estimated_wait))
 
     def _ended(self, entry: Entry, future: asyncio.Future[Tensors]) -> None:
         """Bookkeeping when a request's future ends, however it ends."""
@@ -388,7 +407,8 @@ class Scheduler:
                 finished += self._completed(results)
                 del results
             try:
-                loop.call_soon_threadsafe(self._deliver, finished)
+                if finished:  # most slices of a large request end nothing
+                    loop.call_soon_threadsafe(self._deliver, finished)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
             del finished, expired  # while it waits for work, a thread must not keep a retired model alive

@@ -169,12 +169,12 @@ def test_admission_by_wait_and_by_count():
         waiting.admit(entry())
     assert refused.value.retry_after == pytest.approx(0.3)
     assert refused.value.reason == "queue_wait"
-    waiting = line(max_wait=0.35)
+    waiting = line(max_wait=0.36)
     waiting.admit(entry(rows=3))
     waiting.admit(entry())  # 0.3 s are within the budget, and leave something of it
     with pytest.raises(Overloaded):
         waiting.admit(entry())
-    waiting = line(max_wait=0.32)
+    waiting = line(max_wait=0.35)
     waiting.admit(entry(rows=3))
     with pytest.raises(Overloaded):
         waiting.admit(entry())

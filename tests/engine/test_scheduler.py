@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from math import inf
 
@@ -21,8 +22,13 @@ from tests.engine.fakes import FATAL, POISON, DoublingModel, DyingModel
 
 
 @asynccontextmanager
-async def running(*models: DoublingModel, executors: int = 2, max_requests: int = 1000) -> AsyncIterator[Scheduler]:
-    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests)
+async def running(
+    *models: DoublingModel,
+    executors: int = 2,
+    max_requests: int = 1000,
+    sleep: Callable[[float], None] = time.sleep,
+) -> AsyncIterator[Scheduler]:
+    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests, sleep=sleep)
     scheduler.start()
     for model in models:
         scheduler.register(model)
@@ -137,6 +143,30 @@ async def test_queue_limit_refuses_and_counts():
         await asyncio.gather(first, *waiting)
         scheduler.check_room(model)
     assert (scheduler.counters.submitted, scheduler.counters.refused) == (5, 2)
+
+
+async def test_the_loop_rests_once_when_all_refusals_of_a_turn_have_left_and_never_for_long():
+    model, rested, left = DoublingModel(), [], []
+    async with running(model, executors=2, max_requests=1, sleep=rested.append) as scheduler:
+        first, second = await blocked(scheduler, model), scheduler.submit(model, rows(1), ["y"])
+        while scheduler.queued:  # noqa: ASYNC110  (an executor thread takes it)
+            await asyncio.sleep(0.001)
+        assert not rested, "nobody was refused"
+        for waiting, seconds in ((rows(*range(16)), 16 * 3 * 1e-4 / 2 / 8), (rows(*range(900)), 0.005)):
+            third = scheduler.submit(model, waiting, ["y"])
+            for _ in range(3):
+                with pytest.raises(Overloaded):
+                    scheduler.check_room(model)
+            asyncio.get_running_loop().call_soon(lambda: left.append(len(rested)))
+            await asyncio.sleep(0.01)
+            assert rested == [pytest.approx(seconds)]
+            assert left == [0], "what was to be sent had its turn before"
+            rested.clear()
+            left.clear()
+            third.cancel()
+            await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(first, second)
 
 
 async def test_lost_device_fails_what_waits_and_what_comes():
