@@ -47,6 +47,7 @@ class DirectExchange:
     __slots__ = (
         "_answering",
         "_begun",
+        "_first",
         "_paused",
         "_protocol",
         "body",
@@ -59,7 +60,8 @@ class DirectExchange:
 
     def __init__(self, protocol: BoundedHttpProtocol, answering: Answering) -> None:
         self._protocol, self._answering = protocol, answering
-        self.body = bytearray()
+        self.body: bytes | bytearray = b""  # to which uvicorn adds; the first piece, mostly the whole, is not copied
+        self._first = 0
         self.more_body = self.keep_alive = True
         self.disconnected = self.response_started = self.response_complete = False
         self._begun = self._paused = False
@@ -74,10 +76,19 @@ class DirectExchange:
             return
         if self.disconnected:
             self._end(None)
-        elif not (self._begun or self._paused):
-            self._protocol.flow.resume_reading()
-            self._answering.arrived(self)
-            self._go_on()
+        elif not self._begun:
+            self._collect()
+            if not self._paused:
+                self._protocol.flow.resume_reading()
+                self._answering.arrived(self)
+                self._go_on()
+
+    def _collect(self) -> None:
+        """From the second piece on, collect them where adding one does not copy all before it."""
+        if self._first == 0:
+            self._first = len(self.body)
+        elif len(self.body) > self._first and isinstance(self.body, bytes):
+            self.body = bytearray(self.body)
 
     def _go_on(self) -> None:
         if not (self.more_body or self._paused or self._begun or self.response_complete):
@@ -96,7 +107,7 @@ class DirectExchange:
             self._protocol.flow.resume_reading()
             self._go_on()
 
-    def respond(self, status: int, headers: Headers, pieces: Sequence[bytes]) -> None:
+    def respond(self, status: int, headers: Headers, pieces: Sequence[bytes | memoryview]) -> None:
         """Send the whole answer, its Content-Length among `headers`; nothing happens when the client has left.
 
         An answer that comes before the request is complete is the connection's last, and the rest is not listened to.
@@ -127,4 +138,4 @@ class DirectExchange:
         self._answering.ended(status)
         # An idle connection keeps its last exchange, but not what that was about.
         del self._answering
-        self.body = bytearray()
+        self.body = b""

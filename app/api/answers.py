@@ -56,30 +56,36 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, object]]:
     return {status: {"description": texts[status], "content": content} for status in statuses}
 
 
-def error_response(error: KronserveError) -> Response:
-    """The HTTP answer for one of our own errors, whose traceback is dropped.
+def error_parts(error: Exception) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of the HTTP answer. A defect of ours is logged here and told without its details.
 
-    A traceback holds the frames of a thread's work and, in a circle, what it worked on: a refused body would stay in
-    memory until the next garbage collection.
+    The traceback of one of our own errors is dropped. It holds the frames of a thread's work and, in a circle, what it
+    worked on: a refused body would stay in memory until the next garbage collection.
     """
+    if not isinstance(error, KronserveError):
+        logger.error("unexpected %s", type(error).__name__, exc_info=error)
+        error = KronserveError("internal error")
     error.__traceback__ = None
-    body = {"error": error.message[:LONGEST_MESSAGE]}
+    told = {"error": error.message[:LONGEST_MESSAGE]}
     if error.field is not None:
-        body["field"] = error.field[:LONGEST_MESSAGE]
-    headers = {}
+        told["field"] = error.field[:LONGEST_MESSAGE]
+    body = orjson.dumps(told)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if isinstance(error, Overloaded):
-        headers["retry-after"] = str(max(1, ceil(error.retry_after)))
+        headers.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after))))
     elif isinstance(error, Unauthorized):
-        headers["www-authenticate"] = "Bearer"
+        headers.append((b"www-authenticate", b"Bearer"))
     elif isinstance(error, UnsupportedEncoding):
-        headers["accept-encoding"] = "gzip, deflate"
-    return Response(orjson.dumps(body), error.status, headers, media_type="application/json")
+        headers.append((b"accept-encoding", b"gzip, deflate"))
+    return error.status, headers, body
 
 
-def unexpected_response(error: Exception) -> Response:
-    """The HTTP answer for a defect of ours: logged here, told without its details."""
-    logger.error("unexpected %s", type(error).__name__, exc_info=error)
-    return error_response(KronserveError("internal error"))
+def error_response(error: Exception) -> Response:
+    """The same as an ASGI application."""
+    status, headers, body = error_parts(error)
+    response = Response(body, status)
+    response.raw_headers = headers
+    return response
 
 
 def install(app: FastAPI) -> None:
@@ -106,4 +112,4 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _unexpected(_: Request, error: Exception) -> Response:
-        return unexpected_response(error)
+        return error_response(error)

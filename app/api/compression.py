@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Literal
 
 Coding = Literal["gzip", "deflate"]
@@ -34,7 +35,7 @@ def accepted(header: bytes) -> Coding | None:
     return "gzip" if gzip >= deflate else "deflate"
 
 
-def compress(pieces: list[bytes], coding: Coding) -> bytes:
+def compress(pieces: Iterable[bytes | memoryview], coding: Coding) -> bytes:
     """The pieces as one compressed body; `deflate` is the zlib format, as HTTP has it."""
     stream = zlib.compressobj(LEVEL, zlib.DEFLATED, _WINDOW[coding])
     return b"".join([*(stream.compress(piece) for piece in pieces), stream.flush()])

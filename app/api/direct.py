@@ -13,7 +13,7 @@ import numpy as np
 
 from app.access import Pass
 from app.api import dataplane, deadline
-from app.api.answers import CLIENT_LEFT, error_response, unexpected_response
+from app.api.answers import CLIENT_LEFT, error_parts
 from app.api.gate import admit
 from app.api.oip import INFER_ROUTE, Answer, decode, infer_route, pack, pack_inline, submit
 from app.api.oip_codec import JSON_HEADER_LENGTH, InferRequest, encode_response
@@ -203,10 +203,10 @@ class _Inference:
         self._send(200, answer.headers(), answer.pieces)
 
     def _fail(self, error: Exception) -> None:
-        response = error_response(error) if isinstance(error, KronserveError) else unexpected_response(error)
-        self._send(response.status_code, response.raw_headers, [bytes(response.body)])
+        status, headers, body = error_parts(error)
+        self._send(status, headers, [body])
 
-    def _send(self, status: int, headers: list[tuple[bytes, bytes]], pieces: list[bytes]) -> None:
+    def _send(self, status: int, headers: list[tuple[bytes, bytes]], pieces: list[bytes | memoryview]) -> None:
         if self._service.draining:
             self._exchange.keep_alive = False
         if self._request_id is not None:

@@ -15,14 +15,21 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import dataplane, deadline
-from app.api.answers import error_response, error_responses, unexpected_response
+from app.api.answers import error_response, error_responses
 from app.api.compression import Coding, accepted, compress
 from app.api.dataplane import OFFLOAD_CLASSES_BYTES
 from app.api.model_config import model_config
-from app.api.oip_codec import JSON_HEADER_LENGTH, MAX_JSON_BYTES, InferRequest, decode_request, encode_response
+from app.api.oip_codec import (
+    JSON_HEADER_LENGTH,
+    MAX_JSON_BYTES,
+    InferRequest,
+    bytes_to_write,
+    decode_request,
+    encode_response,
+)
 from app.api.waiting import answer_or_disconnect
 from app.engine.runtime import Model
-from app.errors import InferenceFailed, InvalidRequest, KronserveError
+from app.errors import InferenceFailed, InvalidRequest
 from app.readers.bounded import read_body
 from app.readers.byte_budget import Lease
 from app.readers.offload import INLINE_BYTES, offload
@@ -222,12 +229,10 @@ class InferFirst:
             finally:
                 if lease.held:
                     lease.settle(0)
-        except KronserveError as error:
-            await error_response(error)(scope, receive, send)
         except ClientDisconnect:
             return
         except Exception as error:
-            await unexpected_response(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
         else:
             await _send(answer, send)
 
@@ -236,7 +241,7 @@ class InferFirst:
 class Answer:
     """A response body in pieces; `json_length`: of the JSON before the binary tensors; `coding`: how it is packed."""
 
-    pieces: list[bytes]
+    pieces: list[bytes | memoryview]
     json_length: int | None
     coding: Coding | None = None
 
@@ -313,7 +318,7 @@ def submit(
 
 
 def pack_inline(request: InferRequest, results: dict[str, np.ndarray]) -> bool:
-    """Whether the results are few enough to be written in the event loop."""
+    """Whether so little of the results has to be written that the event loop does it."""
     size, inline = _packing(request, results)
     return size <= inline
 
@@ -321,7 +326,7 @@ def pack_inline(request: InferRequest, results: dict[str, np.ndarray]) -> bool:
 def _packing(request: InferRequest, results: dict[str, np.ndarray]) -> tuple[int, int]:
     """Bytes to be written, and how many of them are written in the event loop at most."""
     inline = OFFLOAD_CLASSES_BYTES if request.classified else INLINE_BYTES
-    return sum(tensor.nbytes for tensor in results.values()), inline
+    return bytes_to_write(request, results), inline
 
 
 async def pack(

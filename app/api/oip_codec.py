@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 import simdjson
 
-from app.api.raw_tensors import filled, from_bytes, to_bytes
+from app.api.raw_tensors import filled, from_bytes, lies_ready, raw_bytes
 from app.engine.datatypes import NUMPY_TYPES
 from app.engine.runtime import Model
 from app.errors import InvalidRequest, KronserveError, NotSupported, PayloadTooLarge
@@ -134,21 +134,30 @@ def _must_be_binary(request: InferRequest, name: str, datatype: str) -> None:
         raise InvalidRequest(f"output {name!r} is {datatype}, which only binary_data can carry", field=name)
 
 
+def bytes_to_write(request: InferRequest, results: Mapping[str, np.ndarray]) -> int:
+    """Of the results, those that `encode_response` has to go through; binary tensors are sent as they lie."""
+    if not request.outputs:
+        as_they_lie = set(results) if request.binary_default else set()
+    else:
+        as_they_lie = {output.name for output in request.outputs if output.binary and not output.classes}
+    return sum(t.nbytes for name, t in results.items() if not (name in as_they_lie and lies_ready(t)))
+
+
 def encode_response(
     model: Model, request: InferRequest, results: Mapping[str, np.ndarray]
-) -> tuple[list[bytes], int | None]:
+) -> tuple[list[bytes | memoryview], int | None]:
     """The response body in pieces, and the length of its JSON when binary tensors follow it."""
     wanted = request.outputs or tuple(OutputRequest(name, request.binary_default) for name in results)
     datatypes = {spec.name: spec.datatype for spec in model.outputs}
     outputs: list[dict[str, Any]] = []
-    blobs: list[bytes] = []
+    blobs: list[bytes | memoryview] = []
     for item in wanted:
         tensor, datatype = results[item.name], datatypes[item.name]
         if item.classes:
             tensor, datatype = top_classes(model, item.name, tensor, item.classes), "BYTES"
         output: dict[str, Any] = {"name": item.name, "datatype": datatype, "shape": tensor.shape}
         if item.binary:
-            blob = to_bytes(tensor)
+            blob = raw_bytes(tensor)
             output["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         elif datatype == "BYTES":

@@ -11,6 +11,9 @@ import numpy as np
 
 from app.errors import InvalidRequest
 
+STRINGS = "OSU"
+"""Kinds of numpy types that hold BYTES elements."""
+
 
 def from_bytes(
     blob: bytes | memoryview, name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int]
@@ -26,10 +29,15 @@ def from_bytes(
     return _shaped(np.frombuffer(blob, dtype), name, shape)
 
 
-def to_bytes(tensor: np.ndarray) -> bytes:
-    """The tensor's raw bytes; objects and strings become BYTES elements."""
-    if tensor.dtype.kind not in "OSU":
-        return tensor.tobytes()
+def lies_ready(tensor: np.ndarray) -> bool:
+    """Whether the tensor's bytes can be sent as they lie in memory."""
+    return tensor.dtype.kind not in STRINGS and bool(tensor.flags.c_contiguous)
+
+
+def raw_bytes(tensor: np.ndarray) -> bytes | memoryview:
+    """The tensor's raw bytes, not copied if they lie ready; objects and strings become BYTES elements."""
+    if tensor.dtype.kind not in STRINGS:
+        return tensor.data.cast("B") if tensor.size and tensor.flags.c_contiguous else tensor.tobytes()
     pieces = []
     for value in tensor.ravel():
         raw = value if isinstance(value, bytes) else str(value).encode()

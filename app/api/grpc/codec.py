@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from app.api.grpc import inference_pb2 as pb
-from app.api.raw_tensors import filled, from_bytes, to_bytes
+from app.api.raw_tensors import filled, from_bytes, raw_bytes
 from app.engine.datatypes import NUMPY_TYPES
 from app.engine.runtime import Model
 from app.errors import InvalidRequest, NotSupported
@@ -111,7 +111,7 @@ def encode(model: Model, call: InferCall, results: Mapping[str, np.ndarray]) -> 
             tensor, datatype = top_classes(model, name, tensor, classes), "BYTES"
         output = response.outputs.add(name=name, datatype=datatype, shape=tensor.shape)
         if raw:
-            response.raw_output_contents.append(to_bytes(tensor))
+            response.raw_output_contents.append(bytes(raw_bytes(tensor)))
         elif datatype == "BYTES":
             output.contents.bytes_contents.extend(map(_element, tensor.ravel()))
         else:

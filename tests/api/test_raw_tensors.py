@@ -1,0 +1,47 @@
+"""Tensors as raw bytes, against numpy's own, and whether they are sent as they lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from app.api.oip_codec import InferRequest, OutputRequest, bytes_to_write
+from app.api.raw_tensors import raw_bytes
+
+NUMERIC = st.sampled_from(["?", "i1", "u2", "i4", "u8", "f2", "f4", "f8"]).map(np.dtype)
+
+
+@given(arrays.arrays(NUMERIC, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)), st.booleans())
+def test_raw_bytes_are_row_major_however_the_tensor_lies(tensor: np.ndarray, turned: bool):
+    tensor = tensor.T if turned else tensor
+    raw = raw_bytes(tensor)
+    assert bytes(raw) == tensor.tobytes()
+    assert len(raw) == tensor.nbytes
+
+
+def test_a_row_major_tensor_is_not_copied():
+    batch = np.zeros((4, 3, 5), np.float32)
+    assert np.shares_memory(np.frombuffer(raw_bytes(batch[1:3]), np.float32), batch)
+
+
+@pytest.mark.parametrize(
+    ("request_", "size"),
+    [
+        (InferRequest({}), 48),
+        (InferRequest({}, binary_default=True), 0),
+        (InferRequest({}, (OutputRequest("y", True),)), 0),
+        (InferRequest({}, (OutputRequest("y", False),)), 48),
+        (InferRequest({}, (OutputRequest("y", True, classes=2),)), 48),
+    ],
+)
+def test_only_what_becomes_text_has_to_be_written(request_: InferRequest, size: int):
+    assert bytes_to_write(request_, {"y": np.zeros((3, 4), np.float32)}) == size
+
+
+def test_strings_and_turned_tensors_have_to_be_written():
+    binary = InferRequest({}, binary_default=True)
+    assert bytes_to_write(binary, {"y": np.array(["a", "b"], dtype=object)}) == 16
+    assert bytes_to_write(binary, {"y": np.zeros((3, 4), np.float32).T}) == 48
