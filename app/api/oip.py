@@ -324,9 +324,10 @@ def pack_inline(request: InferRequest, results: dict[str, np.ndarray]) -> bool:
 
 
 def _packing(request: InferRequest, results: dict[str, np.ndarray]) -> tuple[int, int]:
-    """Bytes to be written, and how many of them are written in the event loop at most."""
+    """Bytes to be written, at most, and how many of them are written in the event loop."""
     inline = OFFLOAD_CLASSES_BYTES if request.classified else INLINE_BYTES
-    return bytes_to_write(request, results), inline
+    size = sum(tensor.nbytes for tensor in results.values())
+    return (bytes_to_write(request, results) if size > inline else size), inline
 
 
 async def pack(

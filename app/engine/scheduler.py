@@ -34,6 +34,9 @@ Who is refused may be back at once. Heard one by one, they would each wake the l
 heard together they cost less, and the executors have enough to do meanwhile.
 """
 
+CROWD = 2000
+"""Refusals a second from which on the loop does not rest: it hears many at once without."""
+
 Tensor = np.ndarray
 Tensors = dict[str, Tensor]
 Result = tuple[Slice, list[Tensor] | KronserveError]
@@ -157,6 +160,8 @@ class Scheduler:
         self._closed = False
         self._in_flight: set[Entry] = set()
         self._resting = False
+        self._rested, self._refusals = 0.0, 0
+        """When the loop last could have rested, and the refusals since."""
         self._retiring: set[Runnable] = set()
         self.counters = Counters()
         self.device_failure: str | None = None
@@ -302,14 +307,18 @@ class Scheduler:
     def _refused(self, model: Runnable, error: KronserveError) -> None:
         """Bookkeeping for a request that the full line does not take; the loop rests when all refusals have left."""
         self.counters.refused += 1
+        self._refusals += 1
         self._report(model, 0.0, error)
         if not self._resting and self._loop is not None:
             self._resting = True
             self._loop.call_soon(self._loop.call_soon, self._rest)
 
     def _rest(self) -> None:
-        self._resting = False
-        self._sleep(min(REST_SECONDS, REST_SHARE * self._line.estimated_wait))
+        now = self._clock()
+        crowded = self._refusals > CROWD * (now - self._rested)
+        self._resting, self._rested, self._refusals = False, now, 0
+        if not crowded:
+            self._sleep(min(REST_SECONDS, REST_SHARE * self._line.estimated_wait))
 
     def _ended(self, entry: Entry, future: asyncio.Future[Tensors]) -> None:
         """Bookkeeping when a request's future ends, however it ends."""

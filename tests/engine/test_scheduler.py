@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from math import inf
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +26,9 @@ async def running(
     *models: DoublingModel,
     executors: int = 2,
     max_requests: int = 1000,
-    sleep: Callable[[float], None] = time.sleep,
+    **clock: Callable[..., Any],
 ) -> AsyncIterator[Scheduler]:
-    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests, sleep=sleep)
+    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests, **clock)
     scheduler.start()
     for model in models:
         scheduler.register(model)
@@ -143,6 +143,21 @@ async def test_queue_limit_refuses_and_counts():
         await asyncio.gather(first, *waiting)
         scheduler.check_room(model)
     assert (scheduler.counters.submitted, scheduler.counters.refused) == (5, 2)
+
+
+async def test_the_loop_does_not_rest_when_many_are_refused_at_once():
+    model, rested, now = DoublingModel(), [], [10.0]
+    async with running(model, executors=1, max_requests=1, sleep=rested.append, clock=lambda: now[0]) as scheduler:
+        first, second = await blocked(scheduler, model), scheduler.submit(model, rows(1), ["y"])
+        for refusals, rests in ((1, 1), (11, 1), (9, 2)):  # ten in 5 ms are a crowd
+            now[0] += 0.005
+            for _ in range(refusals):
+                with pytest.raises(Overloaded):
+                    scheduler.check_room(model)
+            await asyncio.sleep(0.01)
+            assert len(rested) == rests
+        model.gate.set()
+        await asyncio.gather(first, second)
 
 
 async def test_the_loop_rests_once_when_all_refusals_of_a_turn_have_left_and_never_for_long():
