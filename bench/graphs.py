@@ -30,6 +30,7 @@ from safetensors.numpy import load, save_file
 from safetensors.torch import save
 from torch import nn
 
+from app.manifest import Forecasting
 from bench.direct import directly
 from bench.machine import processor
 from export.bundle import Request, export_bundle
@@ -43,7 +44,7 @@ from models.config import ClassifierConfig, Config, ForecasterConfig, build
 RESULTS = Path(__file__).parent / "results" / "graphs.md"
 BATCHES = (1, 8)
 VARIATES = 7
-"""Of a forecaster's row."""
+"""Of a forecaster's row, where no data set says how many."""
 
 PAPER: dict[str, Config] = {
     "forecaster, HOT paper's size": ForecasterConfig(),
@@ -52,15 +53,17 @@ PAPER: dict[str, Config] = {
 """With random weights, which cost the same time as trained ones."""
 
 
-def checkpoints(repository: Path) -> dict[str, Checkpoint]:
-    """The shipped HOT bundles and the paper's sizes."""
+def checkpoints(repository: Path) -> dict[str, tuple[Checkpoint, int]]:
+    """The shipped HOT bundles and the paper's sizes, each with the variates of a row if it is a forecaster."""
     found = {}
     for folder in sorted(repository.glob("hot-*/1")):
         source = read_checkpoint(folder)
-        found[folder.parent.name] = replace(source, manifest=None)
+        task = source.manifest.task if source.manifest is not None else None
+        variates = len(task.variates) if isinstance(task, Forecasting) else 0
+        found[folder.parent.name] = replace(source, manifest=None), variates or VARIATES
     for name, config in PAPER.items():
         torch.manual_seed(0)
-        found[name] = Checkpoint(config, Path(name), save(build(config).state_dict()), {}, None)
+        found[name] = Checkpoint(config, Path(name), save(build(config).state_dict()), {}, None), VARIATES
     return found
 
 
@@ -138,7 +141,7 @@ def race(runs: list[Callable[[], object]], seconds: float) -> list[float]:
     return [statistics.median(times) for times in taken]
 
 
-def measure(name: str, checkpoint: Checkpoint, work: Path, seconds: float) -> list[str]:
+def measure(name: str, checkpoint: Checkpoint, variates: int, work: Path, seconds: float) -> list[str]:
     """The table's rows of one model."""
     config = checkpoint.config
     assert isinstance(config, ForecasterConfig | ClassifierConfig)
@@ -153,7 +156,7 @@ def measure(name: str, checkpoint: Checkpoint, work: Path, seconds: float) -> li
     sessions, counts = [session(path) for path in paths], [nodes(path) for path in paths[:2]]
     rows = []
     for batch in BATCHES:
-        shape = [batch, *(size if size > 0 else VARIATES for size in signature(config).input_shape[1:])]
+        shape = [batch, *(size if size > 0 else variates for size in signature(config).input_shape[1:])]
         x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
         feeds = {sessions[0].get_inputs()[0].name: x}
         answers = [s.run(None, feeds)[0] for s in sessions]
@@ -177,7 +180,8 @@ three graphs took turns for {seconds:g} s a row; medians in milliseconds.
 - this: `kronserve export`. int8: the same with every projection in int8, not judged on a metric.
 - gain: stock over this. int8 gain: this over int8.
 
-A forecaster's row has {variates} variates. The models of the HOT paper's size have random weights.
+A forecaster's row has the variates of its data set: 21 for Weather, {variates} otherwise. The models of the HOT paper's
+size have random weights.
 
 | model | batch | nodes, stock | nodes | stock | this | int8 | gain | int8 gain |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -193,8 +197,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as work:
-        for number, (name, checkpoint) in enumerate(checkpoints(options.repository).items()):
-            rows += measure(name, checkpoint, Path(work) / str(number), options.seconds)
+        for number, (name, (checkpoint, variates)) in enumerate(checkpoints(options.repository).items()):
+            rows += measure(name, checkpoint, variates, Path(work) / str(number), options.seconds)
     head = HEAD.format(
         processor=processor(),
         cores=len(os.sched_getaffinity(0)),
