@@ -30,14 +30,17 @@ def from_bytes(
 
 
 def lies_ready(tensor: np.ndarray) -> bool:
-    """Whether the tensor's bytes can be sent as they lie in memory."""
-    return tensor.dtype.kind not in STRINGS and bool(tensor.flags.c_contiguous)
+    """Whether the tensor's bytes can be sent as they lie: row-major, and no part of a larger tensor.
+
+    A slow client would keep all of a batch in memory with its own rows.
+    """
+    return tensor.dtype.kind not in STRINGS and not isinstance(tensor.base, np.ndarray) and tensor.flags.c_contiguous
 
 
 def raw_bytes(tensor: np.ndarray) -> bytes | memoryview:
     """The tensor's raw bytes, not copied if they lie ready; objects and strings become BYTES elements."""
     if tensor.dtype.kind not in STRINGS:
-        return tensor.data.cast("B") if tensor.size and tensor.flags.c_contiguous else tensor.tobytes()
+        return tensor.data.cast("B") if tensor.size and lies_ready(tensor) else tensor.tobytes()
     pieces = []
     for value in tensor.ravel():
         raw = value if isinstance(value, bytes) else str(value).encode()

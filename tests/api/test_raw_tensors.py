@@ -22,9 +22,12 @@ def test_raw_bytes_are_row_major_however_the_tensor_lies(tensor: np.ndarray, tur
     assert len(raw) == tensor.nbytes
 
 
-def test_a_row_major_tensor_is_not_copied():
-    batch = np.zeros((4, 3, 5), np.float32)
-    assert np.shares_memory(np.frombuffer(raw_bytes(batch[1:3]), np.float32), batch)
+def test_a_row_major_tensor_is_not_copied_and_a_part_does_not_hold_the_whole():
+    batch = np.ones((4, 3, 5), np.float32)
+    assert np.shares_memory(np.frombuffer(raw_bytes(batch), np.float32), batch)
+    part = np.frombuffer(raw_bytes(batch[1:3]), np.float32)
+    assert part.size == 30
+    assert not np.shares_memory(part, batch)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,8 @@ def test_only_what_becomes_text_has_to_be_written(request_: InferRequest, size: 
     assert bytes_to_write(request_, {"y": np.zeros((3, 4), np.float32)}) == size
 
 
-def test_strings_and_turned_tensors_have_to_be_written():
+def test_strings_parts_and_turned_tensors_have_to_be_written():
     binary = InferRequest({}, binary_default=True)
     assert bytes_to_write(binary, {"y": np.array(["a", "b"], dtype=object)}) == 16
     assert bytes_to_write(binary, {"y": np.zeros((3, 4), np.float32).T}) == 48
+    assert bytes_to_write(binary, {"y": np.zeros((3, 4), np.float32)[:1]}) == 16
