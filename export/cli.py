@@ -76,7 +76,7 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tolerance",
         type=_tolerance,
-        help="largest error against PyTorch, relative to the output's scale; default: 1e-5, fp16 0.01, int8 0.2",
+        help="largest error against PyTorch, relative to the output's scale; default: 1e-5, fp16 0.01, int8 0.1",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the proof there, as text")
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default: %(default)s")

@@ -92,7 +92,8 @@ def install(app: FastAPI) -> None:
     """Register the handlers that give every failure the same shape."""
 
     @app.exception_handler(KronserveError)
-    async def _ours(_: Request, error: KronserveError) -> Response:
+    @app.exception_handler(Exception)
+    async def _failed(_: Request, error: Exception) -> Response:
         return error_response(error)
 
     @app.exception_handler(ClientDisconnect)
@@ -109,7 +110,3 @@ def install(app: FastAPI) -> None:
     async def _http(_: Request, error: HTTPException) -> Response:
         body = orjson.dumps({"error": str(error.detail)})
         return Response(body, error.status_code, error.headers, media_type="application/json")
-
-    @app.exception_handler(Exception)
-    async def _unexpected(_: Request, error: Exception) -> Response:
-        return error_response(error)

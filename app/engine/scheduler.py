@@ -159,9 +159,8 @@ class Scheduler:
         self._stopping = False
         self._closed = False
         self._in_flight: set[Entry] = set()
-        self._resting = False
         self._rested, self._refusals = 0.0, 0
-        """When the loop last could have rested, and the refusals since."""
+        """When the loop last could have rested, and the refusals since: from the first on, it is about to."""
         self._retiring: set[Runnable] = set()
         self.counters = Counters()
         self.device_failure: str | None = None
@@ -307,16 +306,15 @@ class Scheduler:
     def _refused(self, model: Runnable, error: KronserveError) -> None:
         """Bookkeeping for a request that the full line does not take; the loop rests when all refusals have left."""
         self.counters.refused += 1
-        self._refusals += 1
         self._report(model, 0.0, error)
-        if not self._resting and self._loop is not None:
-            self._resting = True
+        self._refusals += 1
+        if self._refusals == 1 and self._loop is not None:
             self._loop.call_soon(self._loop.call_soon, self._rest)
 
     def _rest(self) -> None:
         now = self._clock()
         crowded = self._refusals > CROWD * (now - self._rested)
-        self._resting, self._rested, self._refusals = False, now, 0
+        self._rested, self._refusals = now, 0
         if not crowded:
             self._sleep(min(REST_SECONDS, REST_SHARE * self._line.estimated_wait))
 
