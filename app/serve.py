@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
@@ -143,6 +144,8 @@ class Server(uvicorn.Server):
             logger.error("gRPC: %s; --host and --grpc-port say where, none as the port goes without", error)
             self.should_exit = True
             return
+        # What the imports made stays to the end: a full collection, which holds every thread, need not go through it.
+        gc.freeze()
         try:
             await super().startup(sockets)
         except SystemExit:  # the port is taken, and uvicorn has said so
