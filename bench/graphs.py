@@ -180,8 +180,7 @@ three graphs took turns for {seconds:g} s a row; medians in milliseconds.
 - this: `kronserve export`. int8: the same with every projection in int8, not judged on a metric.
 - gain: stock over this. int8 gain: this over int8.
 
-A forecaster's row has the variates of its data set: 21 for Weather, {variates} otherwise. The models of the HOT paper's
-size have random weights.
+A forecaster's row has the variates of its data set, {variates} at the HOT paper's size, where the weights are random.
 
 | model | batch | nodes, stock | nodes | stock | this | int8 | gain | int8 gain |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
