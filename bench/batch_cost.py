@@ -1,10 +1,10 @@
-"""What a batch costs the server beside the model: CPU per request one by one against batches of four.
+"""What a batch costs the server beside the model: CPU per request one by one against batches of two.
 
     python -m bench.batch_cost [--rounds 5] [--seconds 3]
 
-Two servers that differ only in --max-batch are driven in turns by 32 connections with binary tensors for the
-forecaster. A request in batches of n costs a + b / n seconds of CPU, so b follows from n = 1 and n = 4; what the model
-itself gains or loses in a batch is in it. Prints JSON. `app.engine.plan.BATCH_SECONDS` is b, rounded.
+Two servers that differ only in --max-batch are driven in turns by 32 connections with binary tensors, for each model.
+A request in batches of n costs a + b / n seconds of CPU, so b follows from n = 1 and n = 2; what the model itself gains
+or loses in a batch is in it. Prints JSON. `app.engine.plan.BATCH_SECONDS` is b, rounded.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import statistics
 import sys
 
 from bench import machine
-from bench.bundles import WORK, ensure_bundles
+from bench.bundles import MODELS, WORK, ensure_bundles
 from bench.load import wrk
 from bench.payloads import v2_binary
 from bench.process import Running, free_port
 from bench.servers import PATIENCE, environment, kronserve_command
 
-SIZES, CONNECTIONS = (1, 4), 32
+SIZES, CONNECTIONS = (1, 2), 32
 
 
 def start(size: int) -> Running:
@@ -31,11 +31,21 @@ def start(size: int) -> Running:
     return Running(command, port, "/v2/health/ready", WORK / "logs" / f"batch-{size}.log", environment(), PATIENCE)
 
 
-def cpu_per_request(server: Running, seconds: float) -> float:
+def cpu_per_request(server: Running, model: str, seconds: float) -> float:
     """CPU seconds of the server per answered request."""
     before = server.cpu_seconds()
-    load = wrk(v2_binary("forecaster").target(server.port), CONNECTIONS, seconds)
+    load = wrk(v2_binary(model).target(server.port), CONNECTIONS, seconds)
     return (server.cpu_seconds() - before) / load.good
+
+
+def summary(rounds: list[dict[int, float]]) -> dict[str, object]:
+    """CPU per request by batch size, and what a batch costs, in milliseconds."""
+    one, more = SIZES
+    costs = [(measured[one] - measured[more]) / (1 / one - 1 / more) for measured in rounds]
+    return {
+        "cpu_ms_per_request": {size: round(1e3 * statistics.median(row[size] for row in rounds), 3) for size in SIZES},
+        "batch_ms": {"median": round(1e3 * statistics.median(costs), 3), "rounds": [round(1e3 * c, 3) for c in costs]},
+    }
 
 
 def main() -> int:
@@ -48,19 +58,16 @@ def main() -> int:
     servers = {size: start(size) for size in SIZES}
     try:
         rounds = [
-            {size: cpu_per_request(server, options.seconds) for size, server in servers.items()}
+            {
+                model: {size: cpu_per_request(server, model, options.seconds) for size, server in servers.items()}
+                for model in MODELS
+            }
             for _ in range(options.rounds)
         ]
     finally:
         for server in servers.values():
             server.stop()
-    one, four = SIZES
-    costs = [(measured[one] - measured[four]) / (1 / one - 1 / four) for measured in rounds]
-    result = {
-        "machine": machine.describe(),
-        "cpu_ms_per_request": {size: round(1e3 * statistics.median(row[size] for row in rounds), 3) for size in SIZES},
-        "batch_ms": {"median": round(1e3 * statistics.median(costs), 3), "rounds": [round(1e3 * c, 3) for c in costs]},
-    }
+    result = {"machine": machine.describe()} | {model: summary([row[model] for row in rounds]) for model in MODELS}
     print(json.dumps(result, indent=2))
     return 0
 

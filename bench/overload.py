@@ -14,7 +14,9 @@ case of refusing, whose cost it shows. Use a machine that does nothing else.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,8 @@ class Found:
 
     situation: Situation
     limit: float
+    batch_limit: int
+    """Rows of a batch, as the server's plan has it."""
     before: Load
     overload: Load
     first_second: Load
@@ -117,6 +121,7 @@ def measure(situation: Situation, seconds: float) -> Found:
     target = form.target(port)
     try:
         load.closed_loop(target, NORMAL, 1.0)
+        batch_limit = _batch_limit(port)
         limits = [_limit(running)]
         started = running.event_loop_seconds()
         before = load.closed_loop(target, NORMAL, NORMAL_SECONDS)
@@ -138,7 +143,7 @@ def measure(situation: Situation, seconds: float) -> Found:
         running.stop()
     refusal_cpu = (loop_cpu - answer_cpu * overload.good) / max(1, overload.refused)
     mean = sum(limits) / len(limits)
-    return Found(situation, mean, before, overload, first_second, after, resident, answer_cpu, refusal_cpu)
+    return Found(situation, mean, batch_limit, before, overload, first_second, after, resident, answer_cpu, refusal_cpu)
 
 
 def _wait(pending: Any, seconds: float) -> None:
@@ -146,6 +151,11 @@ def _wait(pending: Any, seconds: float) -> None:
         pending.result(timeout=seconds)
     except TimeoutError:
         return
+
+
+def _batch_limit(port: int) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/{FORECASTER.name}/config") as answer:
+        return int(json.load(answer)["max_batch_size"])
 
 
 def _limit(running: Running) -> float:
@@ -162,6 +172,7 @@ def render(found: list[Found]) -> str:
     header = ["", *(one.situation.name for one in found)]
     lines: dict[str, list[str]] = {
         "bare ONNX Runtime, rows/s": [f"{one.limit:.0f}" for one in found],
+        "rows of a batch, by the server's plan": [str(one.batch_limit) for one in found],
         "offered, requests/s": [f"{one.overload.offered / one.overload.seconds:.0f}" for one in found],
         "of it unsent, no connection being free": [str(one.overload.unsent) for one in found],
         "answered 200, requests/s": [f"{one.overload.rate:.0f}" for one in found],

@@ -22,16 +22,17 @@ logger = logging.getLogger(__name__)
 CPU_SIZES, GPU_SIZES = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64, 128)
 """Batch sizes that are tried."""
 
-TURNS = 3
-"""Every size is timed in so many turns, and the median counts: a machine's speed drifts while it is measured."""
+TURNS, LEAST_TURNS = 15, 3
+"""Every size is timed in so many short turns, and compared within each: the machine's speed drifts all the while."""
 
 ENOUGH = 0.97
 """The plan takes the smallest batch that reaches this share of the best throughput."""
 
-BATCH_SECONDS = 0.0001
+BATCH_SECONDS = 0.00015
 """What a batch costs its executor beside the model: the event loop's turns for it, the handing over, colder caches.
 
-`python -m bench.batch_cost` measures it: 0.09 ms on two cores of an AMD EPYC.
+`python -m bench.batch_cost` measures it: on two cores of an AMD EPYC 0.18 ms for the benchmark's forecaster and 0.09 ms
+for its classifier, which computes twice as long.
 """
 
 WORTHWHILE = 0.9
@@ -66,15 +67,23 @@ def measure(
     """
     share = budget / (len(sizes) + 1)
     rates: dict[int, list[float]] = {}
+    begun = time.perf_counter()
     with ThreadPoolExecutor(executors) as pool:
         for turn in range(TURNS):
+            if turn >= LEAST_TURNS and time.perf_counter() - begun > budget - share:
+                break
             for size in sizes if turn == 0 else list(rates):
                 started = time.perf_counter()
                 run(size)
                 if turn == 0 and rates and time.perf_counter() - started > share:
                     break  # larger ones would not fit the budget either
                 rates.setdefault(size, []).append(_throughput(pool, run, size, executors, share / TURNS))
-    throughput = {size: statistics.median(measured) for size, measured in rates.items()}
+    paces = [statistics.mean(turn) for turn in zip(*rates.values(), strict=True)]
+    pace = statistics.median(paces)
+    throughput = {
+        size: pace * statistics.median(rate / mean for rate, mean in zip(measured, paces, strict=True))
+        for size, measured in rates.items()
+    }
     served = {size: 1 / (1 / rate + BATCH_SECONDS / (executors * size)) for size, rate in throughput.items()}
     batch_limit = min(size for size, rate in served.items() if rate >= ENOUGH * max(served.values()))
     latency = _latency_alone(run, run_wide, threads, share)
@@ -88,18 +97,20 @@ def measure(
 
 
 def _throughput(pool: ThreadPoolExecutor, run: Run, size: int, executors: int, seconds: float) -> float:
-    """Rows per second of all executors together, for about `seconds`."""
-    started = time.perf_counter()
+    """Rows per second of all executors together, for about `seconds`.
 
-    def repeat(_: int) -> int:
+    Each executor's time is its own: one that waits for the others' last batches would count against large batches.
+    """
+
+    def repeat(_: int) -> float:
+        started = time.perf_counter()
         count = 0
         while count == 0 or time.perf_counter() - started < seconds:
             run(size)
             count += 1
-        return count
+        return count / (time.perf_counter() - started)
 
-    batches = sum(pool.map(repeat, range(executors)))
-    return batches * size / (time.perf_counter() - started)
+    return size * sum(pool.map(repeat, range(executors)))
 
 
 def _latency_alone(run: Run, run_wide: Run | None, threads: int, budget: float) -> Mapping[int, float]:

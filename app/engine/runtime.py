@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -158,20 +159,29 @@ class Model:
         if remembered is not None:
             return remembered
         cpu, cores = self.device.kind == "cpu", settings.cpu_cores()
-        narrow, examples = self._sessions.narrow, {n: self._example(n) for n in (CPU_SIZES if cpu else GPU_SIZES)}
-        names, buckets = list(self.ordinary_outputs), self._buckets
+        sizes = CPU_SIZES if cpu else GPU_SIZES
+        requests, turns = [self._example(1) for _ in range(sizes[-1])], count()
+        narrow, names, buckets = self._sessions.narrow, list(self.ordinary_outputs), self._buckets
+
+        def batch(rows: int) -> dict[str, np.ndarray]:
+            """The next `rows` requests put together, as the scheduler has to: large inputs make large batches dear."""
+            if rows == 1:
+                return requests[next(turns) % len(requests)]
+            taken = [requests[next(turns) % len(requests)] for _ in range(rows)]
+            return {name: np.concatenate([request[name] for request in taken]) for name in taken[0]}
 
         def run(rows: int) -> object:
+            inputs = batch(rows)
             if buckets is None:
-                return narrow.run(names, examples[rows])
-            buckets.prepare(examples[rows], names)
-            return buckets.run(examples[rows], names)
+                return narrow.run(names, inputs)
+            buckets.prepare(inputs, names)
+            return buckets.run(inputs, names)
 
         wide = self._sessions.wide(cores) if cpu and cores > 1 and self._sessions.shared else None
         plan = measure(
             run,
-            None if wide is None else lambda rows: wide.run(names, examples[rows]),
-            sizes=tuple(examples),
+            None if wide is None else lambda rows: wide.run(names, batch(rows)),
+            sizes=sizes,
             executors=self.device.executors,
             threads=cores,
             budget=settings.plan_seconds,

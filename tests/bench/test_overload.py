@@ -19,6 +19,7 @@ OVERLOAD = load(580, refused=5600, refused_p99=0.01, offered=6250)
 SOUND = Found(
     SITUATIONS["rows"],
     limit=1000.0,
+    batch_limit=2,
     before=load(600),
     overload=OVERLOAD,
     first_second=load(590),

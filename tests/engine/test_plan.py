@@ -59,6 +59,17 @@ def test_batch_grows_while_it_gains(clock: Clock):
     assert rates[32] == pytest.approx(32_000, rel=1e-3)
 
 
+@pytest.mark.parametrize("period", [0.05, 0.11, 0.23])
+def test_machine_whose_speed_changes_does_not_change_the_plan(clock: Clock, period: float):
+    """Neighbours take a third of the machine now and then: that must not look like a batch size's doing."""
+
+    def seconds(rows: int) -> float:
+        row = {1: 0.00200, 2: 0.00190, 4: 0.00196}[rows]
+        return rows * row * (1.3 if int(clock.now / period) % 2 else 1.0)
+
+    assert measured(clock, seconds).batch_limit == 2
+
+
 def test_sizes_that_do_not_fit_the_budget_are_left_out(clock: Clock):
     chosen = measured(clock, lambda rows: 0.15 * rows)
     assert set(chosen.rows_per_second) == {"1"}
