@@ -14,9 +14,7 @@ case of refusing, whose cost it shows. Use a machine that does nothing else.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +119,7 @@ def measure(situation: Situation, seconds: float) -> Found:
     target = form.target(port)
     try:
         load.closed_loop(target, NORMAL, 1.0)
-        batch_limit = _batch_limit(port)
+        batch_limit = int(running.get_json(f"/v2/models/{FORECASTER.name}/config")["max_batch_size"])
         limits = [_limit(running)]
         started = running.event_loop_seconds()
         before = load.closed_loop(target, NORMAL, NORMAL_SECONDS)
@@ -151,11 +149,6 @@ def _wait(pending: Any, seconds: float) -> None:
         pending.result(timeout=seconds)
     except TimeoutError:
         return
-
-
-def _batch_limit(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/{FORECASTER.name}/config") as answer:
-        return int(json.load(answer)["max_batch_size"])
 
 
 def _limit(running: Running) -> float:
