@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import cycle
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -160,14 +160,14 @@ class Model:
             return remembered
         cpu, cores = self.device.kind == "cpu", settings.cpu_cores()
         sizes = CPU_SIZES if cpu else GPU_SIZES
-        requests, turns = [self._example(1) for _ in range(sizes[-1])], count()
+        requests = cycle([self._example(1) for _ in range(sizes[-1])])
         narrow, names, buckets = self._sessions.narrow, list(self.ordinary_outputs), self._buckets
 
         def batch(rows: int) -> dict[str, np.ndarray]:
             """The next `rows` requests put together, as the scheduler has to: large inputs make large batches dear."""
+            taken = [next(requests) for _ in range(rows)]
             if rows == 1:
-                return requests[next(turns) % len(requests)]
-            taken = [requests[next(turns) % len(requests)] for _ in range(rows)]
+                return taken[0]
             return {name: np.concatenate([request[name] for request in taken]) for name in taken[0]}
 
         def run(rows: int) -> object:
