@@ -76,9 +76,9 @@ lock: .venv/dev.stamp
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" \
 	  | $(COMPILE) - --output-file requirements/build.txt
 
-# The messages of gRPC, written anew from their definition.
+# The messages of gRPC, written anew from their definitions.
 proto: .venv/dev.stamp
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. app/api/grpc/inference.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. app/api/grpc/inference.proto app/api/grpc/health.proto
 
 # The library for KRONSERVE_CUSTOM_OPS: build/kernels/libkronserve_kernels.so. Needs a C++ compiler and, for ONNX Runtime's
 # headers, Debian's apt-get and dpkg-deb; or ORT_HEADERS=FOLDER with onnxruntime_cxx_api.h.

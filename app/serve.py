@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import ceil
@@ -35,6 +36,19 @@ POLL_SECONDS = 0.02
 
 SPANS_SECONDS = 5.0
 """Longest time that the last spans get to leave, of what remains of the grace."""
+
+SWITCH_SECONDS = 0.0001
+"""How long a thread waits for the interpreter before it asks for it.
+
+With Python's 5 ms an executor whose batch is done finds the event loop writing answers, sleeps, and wakes only to find
+it at the next one: its core idles meanwhile, up to a tenth of the time with JSON.
+"""
+
+GRPC_EXPERIMENTS = "-event_engine_listener"
+"""What gRPC's core is asked for if its variable of this name does not say: no threads of its own for reading.
+
+With them, the default of newer releases, a message passes one thread more on its way to the event loop.
+"""
 
 LINGER_SECONDS = 1.0
 """How long idle connections are kept at the end: a request may be on its way in one of them."""
@@ -89,6 +103,7 @@ def serve(argv: Sequence[str]) -> int:
     except OSError as error:  # of the certificate or the key; ssl.SSLError is one
         parser.error(f"--tls-certificate (KRONSERVE_TLS_CERTIFICATE), --tls-key (KRONSERVE_TLS_KEY): {error}")
     server = Server(config, service)
+    sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve())
     return 0 if server.started else 1
@@ -225,6 +240,7 @@ def _grpc_server(service: Service) -> GrpcServer | None:
     """The gRPC server, bound; None when it is off or its packages are not installed."""
     if service.settings.grpc_port is None:
         return None
+    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
     try:
         from app.api.grpc.server import GrpcServer
     except ModuleNotFoundError as error:

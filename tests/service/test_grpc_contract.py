@@ -12,6 +12,8 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessages
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
@@ -20,7 +22,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tests.service.process import Server, serving
 
 ROOT = Path(__file__).parents[2]
-PROTO = "app/api/grpc/inference.proto"
+PROTOS = ("app/api/grpc/inference.proto", "app/api/grpc/health.proto")
 SERVICE = "inference.GRPCInferenceService"
 KSERVE_ONLY = {
     "RepositoryModelLoadResponse": {"model_name", "isLoaded"},
@@ -32,16 +34,27 @@ Serving = health_pb2.HealthCheckResponse
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> FileDescriptorProto:
-    """inference.proto, compiled now; its names would collide with the client's, so they are never registered here."""
-    compiled = tmp_path_factory.mktemp("proto") / "set"
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", f"--descriptor_set_out={compiled}", PROTO]
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[FileDescriptorProto]:
+    """Our files, compiled now; their names would collide with the clients', so they are never registered here."""
+    out = tmp_path_factory.mktemp("proto") / "set"
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", f"--descriptor_set_out={out}", *PROTOS]
     subprocess.run(command, check=True, cwd=ROOT)
-    file = FileDescriptorSet.FromString(compiled.read_bytes()).file[0]
-    for _, message in messages(*file.message_type):
-        for field in message.field:
-            field.ClearField("json_name")  # written here and not into modules
-    return file
+    files = list(FileDescriptorSet.FromString(out.read_bytes()).file)
+    for file in files:
+        for _, message in messages(*file.message_type):
+            for field in message.field:
+                field.ClearField("json_name")  # written here and not into modules
+    return files
+
+
+@pytest.fixture(scope="module")
+def ours(compiled: list[FileDescriptorProto]) -> FileDescriptorProto:
+    return compiled[0]
+
+
+@pytest.fixture(scope="module")
+def our_health(compiled: list[FileDescriptorProto]) -> FileDescriptorProto:
+    return compiled[1]
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +96,32 @@ def test_every_method_is_the_clients_own(ours: FileDescriptorProto, theirs: tupl
     assert all(any(word in name for word in ("SharedMemory", "Stream", "Trace", "Log")) for name in missing), missing
 
 
-def test_compiled_module_is_up_to_date(ours: FileDescriptorProto):
-    """In a process of its own; every method of the file has an implementation, and none beside them."""
+def test_health_is_the_standard_one(our_health: FileDescriptorProto):
+    """As in grpcio's own package, which lacks only List in some releases."""
+    standard = FileDescriptorProto()
+    health_pb2.DESCRIPTOR.CopyToProto(standard)
+    mine = dict(messages(*our_health.message_type))
+    for name, message in messages(*standard.message_type):
+        assert mine[name] == message
+    methods = {method.name: method for method in our_health.service[0].method}
+    assert (our_health.package, our_health.service[0].name) == (standard.package, standard.service[0].name)
+    for method in standard.service[0].method:
+        theirs, own = method, methods[method.name]
+        assert (own.input_type, own.output_type) == (theirs.input_type, theirs.output_type)
+        assert own.server_streaming == theirs.server_streaming
+
+
+def test_compiled_modules_are_up_to_date(compiled: list[FileDescriptorProto]):
+    """In a process of their own; every method of inference.proto has an implementation, and none beside them."""
     code = (
-        "import sys; from app.api.grpc import inference_pb2 as pb, methods;"
+        "import sys; from app.api.grpc import health_pb2, inference_pb2 as pb, methods;"
         "assert set(methods.METHODS) == set(pb.DESCRIPTOR.services_by_name['GRPCInferenceService'].methods_by_name);"
-        "sys.stdout.buffer.write(pb.DESCRIPTOR.serialized_pb)"
+        "from google.protobuf.descriptor_pb2 import FileDescriptorSet as Set, FileDescriptorProto as File;"
+        "files = [File.FromString(module.DESCRIPTOR.serialized_pb) for module in (pb, health_pb2)];"
+        "sys.stdout.buffer.write(Set(file=files).SerializeToString())"
     )
-    compiled = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT).stdout
-    assert FileDescriptorProto.FromString(compiled) == ours
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT).stdout
+    assert list(FileDescriptorSet.FromString(modules).file) == compiled
 
 
 @pytest_asyncio.fixture
@@ -100,18 +130,25 @@ async def channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-async def test_health(channel: grpc.aio.Channel):
+async def test_health(channel: grpc.aio.Channel, our_health: FileDescriptorProto):
     stub = health_pb2_grpc.HealthStub(channel)
     for name in ("", SERVICE):
         assert (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status == Serving.SERVING
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Check(health_pb2.HealthCheckRequest(service="nope"))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-    listed = (await stub.List(health_pb2.HealthListRequest())).statuses
+    listing = GetMessages([our_health], pool=DescriptorPool())["grpc.health.v1.HealthListResponse"]
+    listed = listing.FromString(await channel.unary_unary("/grpc.health.v1.Health/List")(b"")).statuses
     assert {name: response.status for name, response in listed.items()} == dict.fromkeys(("", SERVICE), Serving.SERVING)
     async for response in stub.Watch(health_pb2.HealthCheckRequest(service="nope")):
         assert response.status == Serving.SERVICE_UNKNOWN
         break
+
+
+async def test_core_knows_what_it_is_asked_for(channel: grpc.aio.Channel, server: Server):
+    """GRPC_EXPERIMENTS names what this release of grpcio has; its core complains of others in the log."""
+    await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert "experiment" not in server.log.read_text()
 
 
 async def test_watch_tells_of_the_leave_and_ends(mixed_repository: Path, tmp_path: Path):

@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2 as pb
 
+from app.api.grpc import health_pb2 as pb
 from app.service import Service
+
+SERVICE_NAME = "grpc.health.v1.Health"
 
 WATCH_SECONDS = 0.25
 """How often a watched status is looked at."""
@@ -25,23 +27,35 @@ class Health:
         self._service, self._names = service, ("", *names)
         self._leaving = asyncio.Event()
 
+    def handlers(self) -> Any:
+        """The service's methods, as grpcio takes them."""
+        one, status = pb.HealthCheckRequest.FromString, pb.HealthCheckResponse.SerializeToString
+        methods = {
+            "Check": grpc.unary_unary_rpc_method_handler(self._check, one, status),
+            "List": grpc.unary_unary_rpc_method_handler(
+                self._list, pb.HealthListRequest.FromString, pb.HealthListResponse.SerializeToString
+            ),
+            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, one, status),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
     def leave(self) -> None:
         """End the watches, which would otherwise keep a stopping server waiting."""
         self._leaving.set()
 
-    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802  (the method's name on the wire)
+    async def _check(self, request: pb.HealthCheckRequest, context: Any) -> pb.HealthCheckResponse:
         """The status now; NOT_FOUND for a service that is not here."""
         if request.service not in self._names:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r}")
         return pb.HealthCheckResponse(status=self._status(request.service))
 
-    async def List(self, _: Any, __: Any) -> Any:  # noqa: N802
+    async def _list(self, _: pb.HealthListRequest, __: object) -> pb.HealthListResponse:
         """The status of everything that has one."""
         return pb.HealthListResponse(
             statuses={name: pb.HealthCheckResponse(status=self._status(name)) for name in self._names}
         )
 
-    async def Watch(self, request: Any, _: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def _watch(self, request: pb.HealthCheckRequest, _: object) -> AsyncIterator[pb.HealthCheckResponse]:
         """The status now and at every change."""
         last = None
         while not self._leaving.is_set():
@@ -54,7 +68,7 @@ class Health:
             except TimeoutError:
                 continue
 
-    def _status(self, name: str) -> Any:
+    def _status(self, name: str) -> pb.HealthCheckResponse.ServingStatus:
         kinds = pb.HealthCheckResponse
         if name not in self._names:
             return kinds.SERVICE_UNKNOWN

@@ -7,12 +7,11 @@ import logging
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import enable_server_reflection
 
 from app.api.grpc import methods
+from app.api.grpc.health import SERVICE_NAME as HEALTH
 from app.api.grpc.health import Health
 from app.service import Service
 
@@ -46,8 +45,7 @@ class GrpcServer:
         )
         self._calls = methods.Calls(service)
         self._health = Health(service, (methods.SERVICE_NAME,))
-        self._server.add_generic_rpc_handlers((self._calls,))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((self._calls, self._health.handlers()))
         enable_server_reflection((methods.SERVICE_NAME, HEALTH, REFLECTION), self._server)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"{host}:{settings.grpc_port}"
