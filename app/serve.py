@@ -41,7 +41,7 @@ SWITCH_SECONDS = 0.0001
 """How long a thread waits for the interpreter before it asks for it.
 
 With Python's 5 ms an executor whose batch is done finds the event loop writing answers, sleeps, and wakes only to find
-it at the next one: its core idles meanwhile, up to a tenth of the time with JSON.
+it at the next one: its core idles meanwhile.
 """
 
 GRPC_EXPERIMENTS = "-event_engine_listener"
