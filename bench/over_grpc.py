@@ -72,7 +72,7 @@ def measure(served: Served, seconds: float) -> list[dict[str, Any]]:
             entry: dict[str, Any] = {"model": model, "connections": connections}
             entry["rest"] = _drive(served, _rest(served, model), connections, seconds)
             before = served.calls()
-            entry["grpc"] = _drive(served, _grpc(served, model), connections, seconds)
+            entry["grpc"] = _drive(served, call_options(model, served.grpc_port), connections, seconds)
             new = {code: count - before.get(code, 0) for code, count in served.calls().items()}
             # When its time is over h2load leaves in the middle of the calls under way.
             left = new.pop("CANCELLED", 0)
@@ -88,25 +88,32 @@ def _rest(served: Served, model: str) -> list[str]:
     return ["--h1", "-d", str(target.body), *headers, target.url]
 
 
-def _grpc(served: Served, model: str) -> list[str]:
+def call_options(model: str, port: int) -> list[str]:
+    """What h2load needs to call ModelInfer with the model's raw tensor, without end."""
     tensor = MODELS[model].tensor()
     request = inference_pb2.ModelInferRequest(model_name=model, raw_input_contents=[tensor.tobytes()])
     request.inputs.add(name=reference(model)[0], datatype="FP32", shape=tensor.shape)
     message = request.SerializeToString()
     file = WORK / "payloads" / f"grpc-{model}.bin"
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"\0" + struct.pack(">I", len(message)) + message)  # gRPC's length-prefixed message, uncompressed
     headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
-    return ["-m", "1", "-d", str(file), *headers, f"http://127.0.0.1:{served.grpc_port}{METHOD}"]
+    return ["-m", "1", "-d", str(file), *headers, f"http://127.0.0.1:{port}{METHOD}"]
+
+
+def h2load(how: Sequence[str], connections: int, seconds: int) -> float:
+    """Answers a second with HTTP status 200. Raises CallsFailed when there is none."""
+    command = ["h2load", "-D", str(seconds), "-c", str(connections), "-t", "1", f"--warm-up-time={WARM_SECONDS}", *how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    good = re.search(r"status codes: (\d+) 2xx", done.stdout)
+    if good is None or int(good.group(1)) == 0:
+        raise CallsFailed(done.stdout[-500:])
+    return int(good.group(1)) / seconds
 
 
 def _drive(served: Served, how: Sequence[str], connections: int, seconds: float) -> dict[str, float]:
     whole = max(1, round(seconds))
-    command = ["h2load", "-D", str(whole), "-c", str(connections), "-t", "1", f"--warm-up-time={WARM_SECONDS}", *how]
     before = served.running.cpu_seconds()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rate = h2load(how, connections, whole)
     cpu = served.running.cpu_seconds() - before
-    good = re.search(r"status codes: (\d+) 2xx", done.stdout)
-    if good is None or int(good.group(1)) == 0:
-        raise CallsFailed(done.stdout[-500:])
-    rate = int(good.group(1)) / whole
     return {"rate": rate, "cpu_per_request": cpu / (rate * (whole + WARM_SECONDS))}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -105,8 +108,8 @@ def test_health_is_the_standard_one(our_health: FileDescriptorProto):
         assert mine[name] == message
     methods = {method.name: method for method in our_health.service[0].method}
     assert (our_health.package, our_health.service[0].name) == (standard.package, standard.service[0].name)
-    for method in standard.service[0].method:
-        theirs, own = method, methods[method.name]
+    for theirs in standard.service[0].method:
+        own = methods[theirs.name]
         assert (own.input_type, own.output_type) == (theirs.input_type, theirs.output_type)
         assert own.server_streaming == theirs.server_streaming
 
@@ -151,6 +154,41 @@ async def test_core_knows_what_it_is_asked_for(channel: grpc.aio.Channel, server
     assert "experiment" not in server.log.read_text()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_core_reads_without_threads_of_its_own(server: Server):
+    """Which with its default wake about three times for each call."""
+    calls = 200
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        live = server_live(channel)
+        before = core_wakes(server.process.pid)
+        for _ in range(calls):
+            live(service_pb2.ServerLiveRequest())
+    assert core_wakes(server.process.pid) - before < calls
+
+
+def server_live(channel: grpc.Channel | grpc.aio.Channel) -> Any:
+    """The method as that channel calls it."""
+    return channel.unary_unary(
+        f"/{SERVICE}/ServerLive",
+        service_pb2.ServerLiveRequest.SerializeToString,
+        service_pb2.ServerLiveResponse.FromString,
+    )
+
+
+def core_wakes(process: int) -> int:
+    """How often the threads of gRPC's core have waited for something so far."""
+    threads = []
+    for status in Path(f"/proc/{process}/task").glob("*/status"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            threads.append(status.read_text())
+    found = [
+        re.search(r"^Name:\tevent_engine$.*^voluntary_ctxt_switches:\t(\d+)$", text, re.M | re.S) for text in threads
+    ]
+    waits = [int(match.group(1)) for match in found if match]
+    assert waits
+    return sum(waits)
+
+
 async def test_watch_tells_of_the_leave_and_ends(mixed_repository: Path, tmp_path: Path):
     """Not serving from the signal on, while calls are still accepted; an open watch does not hold the server up."""
     with serving(mixed_repository, tmp_path / "log", "--shutdown-delay", "2") as server:
@@ -161,12 +199,7 @@ async def test_watch_tells_of_the_leave_and_ends(mixed_repository: Path, tmp_pat
                 if response.status == Serving.SERVING:
                     server.process.terminate()
                 else:
-                    live = channel.unary_unary(
-                        f"/{SERVICE}/ServerLive",
-                        service_pb2.ServerLiveRequest.SerializeToString,
-                        service_pb2.ServerLiveResponse.FromString,
-                    )
-                    assert (await live(service_pb2.ServerLiveRequest())).live
+                    assert (await server_live(channel)(service_pb2.ServerLiveRequest())).live
         assert seen == [Serving.SERVING, Serving.NOT_SERVING]
         assert await asyncio.to_thread(server.process.wait, 20) == 0
 

@@ -29,13 +29,13 @@ class Health:
 
     def handlers(self) -> Any:
         """The service's methods, as grpcio takes them."""
-        one, status = pb.HealthCheckRequest.FromString, pb.HealthCheckResponse.SerializeToString
+        asked, status = pb.HealthCheckRequest.FromString, pb.HealthCheckResponse.SerializeToString
         methods = {
-            "Check": grpc.unary_unary_rpc_method_handler(self._check, one, status),
+            "Check": grpc.unary_unary_rpc_method_handler(self._check, asked, status),
             "List": grpc.unary_unary_rpc_method_handler(
                 self._list, pb.HealthListRequest.FromString, pb.HealthListResponse.SerializeToString
             ),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, one, status),
+            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, asked, status),
         }
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
