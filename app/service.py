@@ -54,6 +54,7 @@ class Service:
             executors=self.device.executors,
             max_wait=settings.queue_budget,
             max_requests=settings.max_queue,
+            reserve=self.device.reserve,
             observers=(self.metrics, self.statistics),
         )
         self.repository = Repository(settings, self.device, self.scheduler)

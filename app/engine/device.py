@@ -28,6 +28,14 @@ class Device:
     executors: int
     providers: tuple[tuple[str, dict[str, Any]], ...]
 
+    @property
+    def reserve(self) -> int:
+        """Shares of the work that batches leave waiting, beside one for each executor.
+
+        An executor without work idles its core; a GPU has the other executor's batch meanwhile, and likes a full one.
+        """
+        return 1 if self.kind == "cpu" else 0
+
 
 @functools.cache
 def cuda_devices() -> tuple[int, str]:

@@ -137,10 +137,13 @@ class _Line:
 
 
 class WaitingLine:
-    """All requests that wait, over all models. Not thread-safe: the scheduler holds a lock around every call."""
+    """All requests that wait, over all models. Not thread-safe: the scheduler holds a lock around every call.
 
-    def __init__(self, *, executors: int, max_wait: float, max_requests: int) -> None:
-        self._executors = executors
+    reserve: 1 when what waits has to last until the answers bring new requests, else 0 (`Device.reserve`).
+    """
+
+    def __init__(self, *, executors: int, max_wait: float, max_requests: int, reserve: int = 0) -> None:
+        self._executors, self._reserve = executors, reserve
         self._max_wait = max_wait
         self._max_requests = max_requests
         self._lines: dict[Hashable, _Line] = {}
@@ -289,11 +292,13 @@ class WaitingLine:
 
         With them `Batch.reason`. What is left of the lane begins with a live entry.
 
-        Whoever took all that waits would leave the next executor idle until the answers bring new requests.
+        Whoever took all that waits would leave the next executor idle until the answers bring new requests. With a
+        reserve, one more share of the work than there are executors is meant to wait for that.
         """
         width = max(1, lane.heap[0][2].width)
         limit = max(1, min(line.batch_rows, line.batch_elements // width))
-        share = max(1, ceil((lane.rows + line.running / width) / self._executors))
+        work = lane.rows + line.running / width
+        share = max(1, ceil((work - self._reserve) / (self._executors + self._reserve)))
         room = min(limit, share)
         slices: list[Slice] = []
         while room > 0:

@@ -136,7 +136,7 @@ class Scheduler:
     """Bounded admission, batching, deadlines and cancellation over a fixed set of executor threads.
 
     executors: threads that run batches. max_wait: longest estimated wait at admission, seconds. max_requests: most
-    requests that may wait. clock, sleep: of monotonic seconds, for tests.
+    requests that may wait. reserve: as `WaitingLine` has it. clock, sleep: of monotonic seconds, for tests.
     """
 
     def __init__(
@@ -145,11 +145,12 @@ class Scheduler:
         executors: int,
         max_wait: float,
         max_requests: int,
+        reserve: int = 0,
         observers: Sequence[Observer] = (),
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._line = WaitingLine(executors=executors, max_wait=max_wait, max_requests=max_requests)
+        self._line = WaitingLine(executors=executors, max_wait=max_wait, max_requests=max_requests, reserve=reserve)
         self._executors = executors
         self._observers = tuple(observers)
         self._clock, self._sleep = clock, sleep
@@ -396,37 +397,41 @@ class Scheduler:
     def _execute(self, loop: asyncio.AbstractEventLoop) -> None:
         taken, clean = self._clock(), False
         batch: Batch | None = None
+        outbox = _Outbox(loop, self._deliver)
         while True:
             with self._condition:
                 if batch is not None and clean:
                     self._line.paced(batch, self._clock() - taken)
-                while (batch := self._line.take(self._clock())) is None and not self._line.expired:
+                batch = self._line.take(self._clock())
+                taken = self._clock()
+                expired, self._line.expired = self._line.expired, []
+                if batch is None and not expired and not outbox.results:
                     if self._stopping:
                         return
                     self._condition.wait()
-                taken = self._clock()
-                expired, self._line.expired = self._line.expired, []
+                    continue
                 if self._line.requests:
                     self._condition.notify()  # what this batch leaves behind is for the next idle executor
-            finished: list[Result] = [(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired]
+            outbox.results += [(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired]
             if batch is not None:
-                results, clean = self._run(batch)
-                finished += self._completed(results)
+                results, clean = self._run(batch, outbox.send)
+                outbox.send()  # had nothing to be run
+                outbox.results += self._completed(results)
                 del results
-            try:
-                if finished:  # most slices of a large request end nothing
-                    loop.call_soon_threadsafe(self._deliver, finished)
-            except RuntimeError:  # the loop is closed: nobody is left to tell
-                return
-            del finished, expired  # while it waits for work, a thread must not keep a retired model alive
+            else:
+                outbox.send()
+            del expired  # while it waits for work, a thread must not keep a retired model alive
 
-    def _run(self, batch: Batch) -> tuple[list[Result], bool]:
-        """What became of each slice, and whether all went well, so that the time says something of the model's rate."""
+    def _run(self, batch: Batch, ready: Callable[[], None]) -> tuple[list[Result], bool]:
+        """What became of each slice, and whether all went well, so that the time says something of the model's rate.
+
+        ready: called when all is prepared and the model runs next, unless nothing is to be run.
+        """
         started = self._clock()
         clean = True
         times = BatchTimes()
         try:
-            finished = self._run_slices(batch.model, batch.slices, times, alone=batch.alone)
+            finished = self._run_slices(batch.model, batch.slices, times, ready, alone=batch.alone)
             clean = not any(isinstance(result, KronserveError) for _, result in finished)
         except Exception as error:  # a defect here must not take the executor or the requests with it
             logger.exception("executor failed outside the model")
@@ -467,7 +472,9 @@ class Scheduler:
             except MemoryError:
                 yield part, InferenceFailed("not enough memory to put the answer together")
 
-    def _run_slices(self, model: Runnable, slices: Sequence[Slice], times: BatchTimes, *, alone: bool) -> list[Result]:
+    def _run_slices(
+        self, model: Runnable, slices: Sequence[Slice], times: BatchTimes, ready: Callable[[], None], *, alone: bool
+    ) -> list[Result]:
         """Run slices as one batch; when that fails, halve it until only the guilty requests are left with the error."""
         # Inputs are read once: those of a request that ends in the meantime are taken away.
         waiting = [(part, part.entry.payload.inputs) for part in slices if not part.entry.payload.future.done()]
@@ -478,8 +485,9 @@ class Scheduler:
         outputs = live[0].entry.payload.outputs
         begun = self._clock()
         stacked = _stack(model, waiting)
-        ready = self._clock()
-        times.stack += ready - begun
+        prepared = self._clock()
+        times.stack += prepared - begun
+        ready()
         try:
             results = model.run(stacked, outputs, alone=alone)
         except DeviceFailed as error:
@@ -490,11 +498,11 @@ class Scheduler:
                 return [(live[0], error)]
             middle = len(live) // 2
             return [
-                *self._run_slices(model, live[:middle], times, alone=alone),
-                *self._run_slices(model, live[middle:], times, alone=alone),
+                *self._run_slices(model, live[:middle], times, ready, alone=alone),
+                *self._run_slices(model, live[middle:], times, ready, alone=alone),
             ]
         done = self._clock()
-        times.infer += done - ready
+        times.infer += done - prepared
         if len(live) == 1:
             return [(live[0], results)]
         split: list[Result] = []
@@ -505,6 +513,25 @@ class Scheduler:
             start = stop
         times.split += self._clock() - done
         return split
+
+
+class _Outbox:
+    """Finished requests that an executor has not yet told the event loop of.
+
+    It sends them when its next batch is prepared, or when there is none: the loop wakes at once and asks for the
+    interpreter, and without a batch that runs meanwhile the executor's processor would have nothing to do.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[Iterable[Result]], None]) -> None:
+        self._loop, self._deliver = loop, deliver
+        self.results: list[Result] = []
+
+    def send(self) -> None:
+        """Hand over what there is; most slices of a large request end nothing."""
+        if self.results:
+            results, self.results = self.results, []
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                self._loop.call_soon_threadsafe(self._deliver, results)
 
 
 def _stack(model: Runnable, slices: Sequence[tuple[Slice, Mapping[str, Tensor]]]) -> Mapping[str, Tensor]:

@@ -17,7 +17,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cpu_when_it_is_asked_for(with_gpu: None):
     chosen = device.choose(Settings(device="cpu"))
     assert (chosen.kind, chosen.providers) == ("cpu", (("CPUExecutionProvider", {}),))
-    assert chosen.executors == Settings().cpu_cores()
+    assert (chosen.executors, chosen.reserve) == (Settings().cpu_cores(), 1)
 
 
 def test_cpu_when_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
@@ -39,7 +39,7 @@ def test_gpu_whose_libraries_are_missing_is_said_not_hidden(with_gpu: None, monk
 def test_gpu_when_its_libraries_load(with_gpu: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(device, "_provider_fault", lambda: None)
     chosen = device.choose(Settings(device="auto"))
-    assert (chosen.kind, chosen.executors) == ("cuda", 2)
+    assert (chosen.kind, chosen.executors, chosen.reserve) == ("cuda", 2, 0)
     assert [name for name, _ in chosen.providers] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 

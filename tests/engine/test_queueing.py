@@ -17,8 +17,14 @@ def entry(model: str = "a", lane: str = "s", rows: int = 1, **options: float) ->
     return Entry(model=model, lane=lane, rows=rows, width=10, payload=None, **values)  # type: ignore[arg-type]
 
 
-def line(executors: int = 1, max_wait: float = inf, max_requests: int = 100, limits: dict[str, int] | None = None):
-    waiting = WaitingLine(executors=executors, max_wait=max_wait, max_requests=max_requests)
+def line(
+    executors: int = 1,
+    max_wait: float = inf,
+    max_requests: int = 100,
+    limits: dict[str, int] | None = None,
+    reserve: int = 0,
+):
+    waiting = WaitingLine(executors=executors, max_wait=max_wait, max_requests=max_requests, reserve=reserve)
     for model, limit in (limits or {"a": 4}).items():
         waiting.register(model, batch_elements=10 * limit, seconds_per_element=0.01)
     return waiting
@@ -104,6 +110,35 @@ def test_a_busy_executor_leaves_the_other_its_share():
     for _ in range(7):
         waiting.admit(entry())
     assert len(taken(waiting.take(0.0))) == 4
+
+
+def test_a_reserve_keeps_work_for_who_is_free_before_the_answers_bring_more():
+    """Eight clients of two executors, each with one request: whenever an executor is free, something waits for it."""
+    waiting = line(executors=2, limits={"a": 4}, reserve=1)
+    for _ in range(8):
+        waiting.admit(entry())
+    running = [waiting.take(0.0), waiting.take(0.0)]
+    sizes = [batch.rows for batch in running if batch]
+    for _ in range(20):
+        finished = running.pop(0)
+        assert finished is not None
+        waiting.done(finished, 0.01)
+        running.append(waiting.take(0.0))
+        sizes.append(len(taken(running[-1])))
+        for _ in range(finished.rows):  # answered, and each sends its next
+            waiting.admit(entry())
+    assert set(sizes[4:]) <= {2, 3}
+
+
+def test_a_reserve_leaves_full_batches_to_many_and_one_row_to_a_few():
+    waiting = line(executors=2, limits={"a": 4}, reserve=1)
+    for _ in range(11):
+        waiting.admit(entry())
+    assert len(taken(waiting.take(0.0))) == 4
+    few = line(executors=2, limits={"a": 4}, reserve=1)
+    for _ in range(4):
+        few.admit(entry())
+    assert [len(taken(few.take(0.0))) for _ in range(4)] == [1, 1, 1, 1]
 
 
 def test_a_batch_says_why_it_has_no_more_rows():

@@ -72,6 +72,36 @@ async def test_batches_form_while_executors_are_busy():
     assert model.batches == [1, 8, 8]
 
 
+async def test_answers_leave_when_the_next_batch_is_prepared_and_before_it_has_run(monkeypatch: pytest.MonkeyPatch):
+    """Sooner, the event loop would ask for the interpreter while the executor has nothing that runs without it."""
+    model, loop = DoublingModel(batch_limit=2), asyncio.get_running_loop()
+    happened: list[str] = []
+    tell, run = loop.call_soon_threadsafe, model.run
+
+    def telling(*arguments: Any, **options: Any) -> asyncio.Handle:
+        happened.append("answers")
+        return tell(*arguments, **options)
+
+    def noted(inputs: Any, outputs: Any, *, alone: bool) -> list[np.ndarray]:
+        happened.append("run")
+        return run(inputs, outputs, alone=alone)
+
+    class Read(dict[str, np.ndarray]):
+        def __getitem__(self, name: str) -> np.ndarray:
+            happened.append("read")
+            return super().__getitem__(name)
+
+    async with running(model, executors=1) as scheduler:
+        first = await blocked(scheduler, model)
+        rest = [scheduler.submit(model, Read(rows(n)), ["y"]) for n in range(4)]
+        monkeypatch.setattr(loop, "call_soon_threadsafe", telling)
+        model.run = noted  # type: ignore[method-assign]
+        model.gate.set()
+        await asyncio.gather(first, *rest)
+        monkeypatch.undo()
+    assert happened == ["read", "read", "answers", "run"] * 2 + ["answers"]
+
+
 async def test_large_request_wakes_every_idle_executor():
     model = DoublingModel(batch_limit=4)
     async with running(model, executors=3) as scheduler:
