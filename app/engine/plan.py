@@ -35,7 +35,7 @@ BATCH_SECONDS = 0.00015
 for its classifier, which computes twice as long.
 """
 
-WORTHWHILE = 0.9
+WORTHWHILE = 0.95
 """A lone request runs on all cores if that takes at most this share of its time on one."""
 
 
