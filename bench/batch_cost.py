@@ -4,7 +4,7 @@
 
 Two servers that differ only in --max-batch are driven in turns by 32 connections with binary tensors, for each model.
 A request in batches of n costs a + b / n seconds of CPU, so b follows from n = 1 and n = 2; what the model itself gains
-or loses in a batch is in it. Prints JSON. `app.engine.plan.BATCH_SECONDS` lies between the two models' b.
+or loses in a batch is in it. Prints JSON. `app.engine.plan.BATCH_SECONDS` lies between what machines give.
 """
 
 from __future__ import annotations

@@ -23,16 +23,16 @@ CPU_SIZES, GPU_SIZES = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64, 128)
 """Batch sizes that are tried."""
 
 TURNS, LEAST_TURNS = 15, 3
-"""Every size is timed in so many short turns, and compared within each: the machine's speed drifts all the while."""
+"""Everything is timed in so many short turns, and compared within each: the machine's speed drifts all the while."""
 
-ENOUGH = 0.97
+ENOUGH = 0.98
 """The plan takes the smallest batch that reaches this share of the best throughput."""
 
-BATCH_SECONDS = 0.00015
+BATCH_SECONDS = 0.00025
 """What a batch costs its executor beside the model: the event loop's turns for it, the handing over, colder caches.
 
-`python -m bench.batch_cost` measures it: on two cores of an AMD EPYC 0.18 ms for the benchmark's forecaster and 0.09 ms
-for its classifier, which computes twice as long.
+`python -m bench.batch_cost` measures it, with what the model itself gains in batches of two: for the benchmark's
+forecaster and its classifier 0.18 and 0.09 ms on two cores of an AMD EPYC, 0.64 and 0.69 ms on two of an Intel Xeon.
 """
 
 WORTHWHILE = 0.95
@@ -67,17 +67,22 @@ def measure(
     """
     share = budget / (len(sizes) + 1)
     rates: dict[int, list[float]] = {}
+    ways = {1: run} | ({threads: run_wide} if run_wide is not None and threads > 1 else {})
+    alone: dict[int, list[float]] = {count: [] for count in ways}
     begun = time.perf_counter()
     with ThreadPoolExecutor(executors) as pool:
         for turn in range(TURNS):
-            if turn >= LEAST_TURNS and time.perf_counter() - begun > budget - share:
+            if turn >= LEAST_TURNS and time.perf_counter() - begun > budget:
                 break
-            for size in sizes if turn == 0 else list(rates):
+            fitting = list(rates)
+            begin = turn % max(1, len(fitting))  # each in turn is first: what comes and goes must not find the same one
+            for size in sizes if turn == 0 else (*fitting[begin:], *fitting[:begin]):
                 started = time.perf_counter()
                 run(size)
                 if turn == 0 and rates and time.perf_counter() - started > share:
                     break  # larger ones would not fit the budget either
                 rates.setdefault(size, []).append(_throughput(pool, run, size, executors, share / TURNS))
+            _run_alone(ways, alone, share / TURNS)
     paces = [statistics.mean(turn) for turn in zip(*rates.values(), strict=True)]
     pace = statistics.median(paces)
     throughput = {
@@ -86,7 +91,7 @@ def measure(
     }
     served = {size: 1 / (1 / rate + BATCH_SECONDS / (executors * size)) for size, rate in throughput.items()}
     batch_limit = min(size for size, rate in served.items() if rate >= ENOUGH * max(served.values()))
-    latency = _latency_alone(run, run_wide, threads, share)
+    latency = {count: statistics.median(seconds) for count, seconds in alone.items()}
     wide = latency.get(threads, float("inf")) <= WORTHWHILE * latency[1]
     return Plan(
         batch_limit,
@@ -113,17 +118,16 @@ def _throughput(pool: ThreadPoolExecutor, run: Run, size: int, executors: int, s
     return size * sum(pool.map(repeat, range(executors)))
 
 
-def _latency_alone(run: Run, run_wide: Run | None, threads: int, budget: float) -> Mapping[int, float]:
-    """Median seconds of one row on one core and on `threads`, taken in turns."""
-    ways = {1: run} | ({threads: run_wide} if run_wide is not None and threads > 1 else {})
-    times: dict[int, list[float]] = {count: [] for count in ways}
-    until = time.perf_counter() + budget
-    while not times[1] or time.perf_counter() < until:
+def _run_alone(ways: Mapping[int, Run], times: Mapping[int, list[float]], seconds: float) -> None:
+    """Add times of one row to those of every way, in turns, for about `seconds`."""
+    until = time.perf_counter() + seconds
+    while True:
         for count, way in ways.items():
             started = time.perf_counter()
             way(1)
             times[count].append(time.perf_counter() - started)
-    return {count: statistics.median(taken) for count, taken in times.items()}
+        if time.perf_counter() >= until:
+            return
 
 
 def recall(file: Path) -> Plan | None:

@@ -82,6 +82,16 @@ def test_all_cores_for_a_lone_row_only_if_faster_beyond_noise(clock: Clock, wide
     assert chosen.latency_alone == {"1": pytest.approx(0.001), "2": pytest.approx(wide)}
 
 
+@pytest.mark.parametrize("begin", [0.0, 0.2, 0.4, 0.6, 0.75])
+def test_a_bad_quarter_of_the_time_does_not_decide_about_all_cores(clock: Clock, begin: float):
+    """A neighbour on the other core slows what needs both of them."""
+
+    def wide(rows: int) -> float:
+        return rows * (0.002 if begin <= clock.now < begin + 0.25 else 0.0008)
+
+    assert measured(clock, lambda rows: 0.001 * rows, wide).threads_alone == 2
+
+
 def test_kept_and_recalled(tmp_path: Path):
     file = tmp_path / "cache" / "x.plan.json"
     assert plan.recall(file) is None
