@@ -306,9 +306,11 @@ def scripts(draw: st.DrawFn) -> list[tuple]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(scripts(), st.integers(1, 3), st.integers(1, 5), st.sampled_from([0.01, 0.001]))
-def test_every_row_is_taken_once_expired_or_discarded(script: list[tuple], executors: int, limit: int, rate: float):
-    waiting = line(executors=executors, max_requests=20)
+@given(scripts(), st.integers(1, 3), st.integers(1, 5), st.sampled_from([0.01, 0.001]), st.integers(0, 1))
+def test_every_row_is_taken_once_expired_or_discarded(
+    script: list[tuple], executors: int, limit: int, rate: float, reserve: int
+):
+    waiting = line(executors=executors, max_requests=20, reserve=reserve)
     for model in "ab":  # at the faster rate, a turn is several batches
         waiting.register(model, batch_elements=10 * limit, seconds_per_element=rate)
     now = 0.0

@@ -277,11 +277,11 @@ REQUEST = st.tuples(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(REQUEST, max_size=40), st.integers(1, 3), st.integers(1, 5), st.booleans())
-def test_every_request_ends_exactly_once(requests: list[tuple], executors: int, limit: int, abort: bool):
+@given(st.lists(REQUEST, max_size=40), st.integers(1, 3), st.integers(1, 5), st.integers(0, 1), st.booleans())
+def test_every_request_ends_exactly_once(requests: list[tuple], executors: int, limit: int, reserve: int, abort: bool):
     async def scenario() -> None:
         models = [DoublingModel("a", batch_limit=limit), DoublingModel("b", batch_limit=limit)]
-        scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=30)
+        scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=30, reserve=reserve)
         scheduler.start()
         for model in models:
             scheduler.register(model)
