@@ -61,7 +61,11 @@ class Settings(BaseSettings):
     cors_origins: str = Field(
         "", description="Origins whose web pages may call, as https://app.example.org, parted by commas; *: all."
     )
-    device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto: CUDA when a GPU is usable, else CPU.")
+    device: str = Field(
+        "auto",
+        pattern="^(auto|cpu|cuda|tensorrt)$",
+        description="auto: CUDA when a GPU is usable, else CPU; tensorrt: a GPU by TensorRT, which compiles first.",
+    )
     gpu_memory_bytes: int = Field(
         0, ge=0, description="Most GPU memory of one model's arena, bytes; 0: as much as there is."
     )

@@ -42,7 +42,7 @@ def model_config(model: Model) -> dict[str, Any]:
 
 
 def _kind(model: Model) -> str:
-    return "GPU" if model.device.kind == "cuda" else "CPU"
+    return "GPU" if model.device.on_gpu else "CPU"
 
 
 def _tensor(spec: TensorSpec, batched: bool) -> dict[str, Any]:

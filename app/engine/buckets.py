@@ -27,12 +27,15 @@ class Buckets:
     """Runs batches of one session. limit: rows of the largest bucket.
 
     Batches of one bucket take turns in its buffers. graphs: the session was made with CUDA graphs; ONNX Runtime forbids
-    runs beside each other then, so all of them take turns.
+    runs beside each other then, so all of them take turns. engine: the session of what is prepared, if it is another.
     """
 
-    def __init__(self, session: ort.InferenceSession, limit: int, *, graphs: bool) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, limit: int, *, graphs: bool, engine: ort.InferenceSession | None = None
+    ) -> None:
         self._session, self._limit, self._graphs = session, limit, graphs
-        self._memory = "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+        self._engine = session if engine is None else engine
+        self._memory = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
         self._prepared: dict[Key, _Bound] = {}
         self._graph = 0
         self._turn = threading.Lock()
@@ -57,12 +60,12 @@ class Buckets:
         if key in self._prepared or any(tensor.dtype == object for tensor in inputs.values()):
             return
         with self._turn:
-            results = self._session.run(list(outputs), dict(inputs), self._options(NO_GRAPH))
+            results = self._engine.run(list(outputs), dict(inputs), self._options(NO_GRAPH))
             if any(result.dtype == object for result in results):
                 return
             self._graph += 1
             options = self._options(str(self._graph))
-            bound = _Bound(self._session, inputs, dict(zip(outputs, results, strict=True)), self._memory, options)
+            bound = _Bound(self._engine, inputs, dict(zip(outputs, results, strict=True)), self._memory, options)
             for _ in range(CAPTURING_RUNS if self._graphs else 1):
                 bound.run(inputs)
             self._prepared[key] = bound

@@ -26,9 +26,9 @@ CACHE_LINE = 64
 GRAPH, WEIGHTS, SUMS = "model.onnx", "weights.bin", "sha256.json"
 
 
-def key(files: Iterable[Path]) -> str:
-    """Names a model's compiled form: its files' content, ONNX Runtime's version, the processor."""
-    digest = hashlib.sha256(f"{ort.__version__} {platform.machine()} {_processor()}".encode())
+def key(files: Iterable[Path], unit: str | None = None) -> str:
+    """Names a model's compiled form: its files' content, ONNX Runtime's version, the processor or another unit."""
+    digest = hashlib.sha256(f"{ort.__version__} {platform.machine()} {unit or _processor()}".encode())
     for file in sorted(files):
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

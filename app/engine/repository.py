@@ -244,7 +244,7 @@ class Repository:
         before = bundle_folders.fingerprint(folder)
         self._tried[name, version] = before
         try:
-            model = Model(folder, self.device, self._settings)
+            model = Model(folder, self.device, self._settings, lambda doing: self._note(name, version, doing))
             if bundle_folders.fingerprint(folder) != before:
                 raise BrokenBundle("its files changed while it was loaded")
         except Exception as error:
@@ -257,6 +257,13 @@ class Repository:
         self._line.register(model)
         logger.info("loaded %s/%s on %s", name, version, model.providers[0])
         return model
+
+    def _note(self, name: str, version: str, doing: str) -> None:
+        """Say what is done to load a version, unless another state of it serves meanwhile."""
+        logger.info("%s/%s: %s", name, version, doing)
+        entries = self._versions.get(name, {})
+        if not isinstance(entries.get(version), Model):
+            self._put(name, entries | {version: NotServing(name, version, doing, "LOADING")})
 
     def _replace(self, name: str, version: str, entry: Entry | None) -> None:
         """Put `entry` in a version's place, or nothing; what served there leaves."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -49,17 +49,20 @@ class Model:
 
     serves: ClassVar[bool] = True
 
-    def __init__(self, folder: Path, device: Device, settings: Settings) -> None:
-        """Load, check, plan and warm up the bundle in `folder` (NAME/VERSION). Raises BrokenBundle."""
+    def __init__(
+        self, folder: Path, device: Device, settings: Settings, doing: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Load, check, plan and warm up the bundle in `folder` (NAME/VERSION). Raises BrokenBundle.
+
+        doing: told what is done before something that takes minutes, and when it is over.
+        """
         self.name, self.version = folder.parent.name, folder.name
         self.device = device
         before = memory.anonymous()
         self.manifest = read_manifest(folder, settings.trusted_keys)
         self._sessions, self.kernel_use = open_sessions(folder, device, settings)
         session = self._sessions.narrow
-        self._buckets = (
-            Buckets(session, GPU_SIZES[-1], graphs=self._sessions.cuda_graphs) if device.kind == "cuda" else None
-        )
+        self._buckets = self._make_buckets() if device.on_gpu else None
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
@@ -75,10 +78,12 @@ class Model:
         self.bundle_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         self._free_axis: int | None = None
         self.batched = self._find_batch_axis()
+        if device.kind == "tensorrt" and self.batched:
+            self._build_engine(settings, doing)
         self.plan = self._make_plan(settings)
         self.batch_elements = _elements(self._example(self.batch_limit))
         """Input elements that fill a batch."""
-        self.batch_rows = self.batch_limit if device.kind == "cuda" else 1 << 31
+        self.batch_rows = self.batch_limit if device.on_gpu else 1 << 31
         """Most rows of a batch, however narrow: on a GPU, where every size is warmed up, the limit itself."""
         self.seconds_per_element = self._warm_up()
         self._count_kernels()
@@ -144,10 +149,29 @@ class Model:
             return False
         return rows_are_independent(run, self.inputs, self.outputs, self._free_axis)
 
+    def _make_buckets(self) -> Buckets:
+        sessions = self._sessions
+        return Buckets(sessions.narrow, GPU_SIZES[-1], graphs=sessions.cuda_graphs, engine=sessions.engine)
+
+    def _build_engine(self, settings: Settings, doing: Callable[[str], None]) -> None:
+        """Have TensorRT run every batch size that may come, if it can run this graph."""
+        most = max(GPU_SIZES[-1], self._fixed_limit(settings))
+        self._sessions.build_engine(
+            self._example(1), self._example(most), lambda: doing("its TensorRT engine is being built")
+        )
+        doing("it is being loaded")
+        if self._sessions.engine is not None:
+            self._buckets = self._make_buckets()
+            self.providers = tuple(self._sessions.engine.get_providers())
+
+    def _fixed_limit(self, settings: Settings) -> int:
+        """The batch limit that the operator or the manifest sets, 0 without one."""
+        serving = self.manifest.serving.max_batch if self.manifest is not None else None
+        return settings.max_batch or serving or 0
+
     def _make_plan(self, settings: Settings) -> Plan:
         """The plan: set by the operator or the manifest, remembered, or measured now and kept."""
-        serving = self.manifest.serving.max_batch if self.manifest is not None else None
-        fixed = settings.max_batch or serving
+        fixed = self._fixed_limit(settings)
         if not self.batched:
             return Plan(1, source="not batched")
         plan = self._measured_plan(settings)
@@ -158,7 +182,7 @@ class Model:
         remembered = recall(file) if file is not None else None
         if remembered is not None:
             return remembered
-        cpu, cores = self.device.kind == "cpu", settings.cpu_cores()
+        cpu, cores = not self.device.on_gpu, settings.cpu_cores()
         sizes = CPU_SIZES if cpu else GPU_SIZES
         requests = cycle([self._example(1) for _ in range(sizes[-1])])
         narrow, names, buckets = self._sessions.narrow, list(self.ordinary_outputs), self._buckets

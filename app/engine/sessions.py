@@ -1,7 +1,8 @@
 """The ONNX Runtime sessions behind one model.
 
 On a CPU there are up to two on the same weights in memory: a narrow one that runs on its caller's core, for throughput,
-and a wide one that spreads a lone request over several. On a GPU there is one.
+and a wide one that spreads a lone request over several. On a GPU there is one, and with TensorRT another for the
+batches that it was compiled for; inputs of any other shape would have it compile anew, and go to the first.
 
 Outputs on request have a graph and a session of their own, since ONNX Runtime computes every output of a graph,
 whichever are fetched: RunOptions.only_execute_path_to_fetches takes effect in its training builds alone.
@@ -15,13 +16,15 @@ import shutil
 import tempfile
 import threading
 import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 
 from app.engine import compiled, memory
 from app.engine.custom_ops import Kernels, KernelsRefused, KernelUse
-from app.engine.device import Device
+from app.engine.device import TENSORRT, Device
 from app.integrity import GRAPH, MANIFEST, BrokenBundle
 from app.settings import Settings
 
@@ -50,11 +53,20 @@ class Sessions:
         self._compiled: Path | None = None
         self.cuda_graphs = any(CUDA_GRAPHS in options for _, options in device.providers)
         """Whether the narrow session captures CUDA graphs."""
+        self.engine: ort.InferenceSession | None = None
+        """TensorRT's, for the batches that `build_engine` was given."""
         self._explaining: ort.InferenceSession | None = None
         self._wide: dict[int, ort.InferenceSession] = {}
         self._lock = threading.Lock()
+        self._cache, self._name = settings.cache_dir, ""
         self.plan_file: Path | None = None
-        fault = self._use_compiled(folder, settings) if device.kind == "cpu" else None
+        fault = None
+        if device.on_gpu:
+            self._name = compiled.key(self._files(folder), device.identity)
+            graphs = "-graphs" if self.cuda_graphs else ""
+            self.plan_file = self._cache / f"{self._name}-{device.kind}{graphs}-{device.executors}.plan.json"
+        else:
+            fault = self._use_compiled(folder, settings)
         self.narrow = self._open(1)  # which says so if it was the graph that could not be compiled
         if fault is not None:
             logger.warning("%s: no room for its compiled form (%s); every session packs its weights", folder, fault)
@@ -81,6 +93,43 @@ class Sessions:
         with self._lock:
             self._wide.clear()
 
+    def build_engine(
+        self, least: Mapping[str, np.ndarray], most: Mapping[str, np.ndarray], building: Callable[[], None]
+    ) -> None:
+        """Have TensorRT compile the graph for inputs from the size of `least` to that of `most`, or find it compiled.
+
+        building: called before it is compiled, which takes minutes. Of a graph that TensorRT cannot run a warning says
+        why; all of its batches stay with the narrow session.
+        """
+        folder = self._cache / f"{self._name}-tensorrt-{len(next(iter(most.values())))}"
+        (_, options), *others = self._device.providers
+        options = options | {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(folder),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(self._cache),
+            "trt_profile_min_shapes": _profile(least),
+            "trt_profile_opt_shapes": _profile(most),
+            "trt_profile_max_shapes": _profile(most),
+        }
+        others = [(name, {k: v for k, v in given.items() if k != CUDA_GRAPHS}) for name, given in others]
+        if not any(folder.glob("*.engine")):
+            building()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            session = ort.InferenceSession(
+                str(self._graph), compiled.session_options(1), providers=[(TENSORRT, options), *others]
+            )
+            if session.get_providers()[0] != TENSORRT:
+                raise BrokenBundle("ONNX Runtime could not use it and fell back")
+            session.run(None, dict(least))
+            if not any(folder.glob("*.engine")):
+                raise BrokenBundle("it takes no part of the graph")
+        except Exception as error:
+            logger.warning("%s runs without TensorRT: %s", self._graph, first_line(str(error)))
+        else:
+            self.engine = session
+
     def explaining(self) -> ort.InferenceSession:
         """The session that gives every output, those on request too; opened at its first use. Raises BrokenBundle."""
         with self._lock:
@@ -99,10 +148,7 @@ class Sessions:
 
     def _use_compiled(self, folder: Path, settings: Settings) -> CannotCompile | None:
         """Replace the graph by its compiled form, from the cache, made now or for this run alone; or keep it: why."""
-        cache = settings.cache_dir
-        # Every file counts: a graph may keep its weights anywhere below its folder.
-        files = [file for file in folder.rglob("*") if not file.name.startswith(MANIFEST) and file.is_file()]
-        name = compiled.key([*files, *([self.kernels.path] if self.kernels is not None else [])])
+        cache, name = self._cache, compiled.key(self._files(folder))
         try:
             self._graph = self._compile(self._graph, cache / name)
             self._compiled = cache / name
@@ -117,6 +163,11 @@ class Sessions:
             self._compiled = temporary / name
             logger.warning("the cache %s cannot be written (%s); compiling for this run alone", cache, error)
         return None
+
+    def _files(self, folder: Path) -> list[Path]:
+        """What the model is made of: every file, as a graph may keep its weights anywhere below its folder."""
+        files = [file for file in folder.rglob("*") if not file.name.startswith(MANIFEST) and file.is_file()]
+        return [*files, *([self.kernels.path] if self.kernels is not None else [])]
 
     def _register_kernels(self, options: ort.SessionOptions) -> None:
         if self.kernels is not None:
@@ -137,7 +188,7 @@ class Sessions:
         source = graph or self._graph
         if self._compiled is not None and source.parent.name.startswith(self._compiled.name):  # optimised already
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        providers = [(name, dict(settings)) for name, settings in self._device.providers]
+        providers = [(name, dict(settings)) for name, settings in self._device.providers if name != TENSORRT]
         if graph is not None or not self.cuda_graphs:
             providers = [(name, {k: v for k, v in given.items() if k != CUDA_GRAPHS}) for name, given in providers]
         try:
@@ -152,6 +203,11 @@ class Sessions:
         if session.get_providers()[0] != providers[0][0]:
             raise BrokenBundle(f"ONNX Runtime could not use {providers[0][0]} and fell back")
         return session
+
+
+def _profile(inputs: Mapping[str, np.ndarray]) -> str:
+    """Input shapes as the TensorRT provider's options spell them."""
+    return ",".join(f"{name}:{'x'.join(map(str, tensor.shape))}" for name, tensor in inputs.items())
 
 
 def open_sessions(folder: Path, device: Device, settings: Settings) -> tuple[Sessions, KernelUse | None]:
