@@ -55,6 +55,7 @@ class Service:
             max_wait=settings.queue_budget,
             max_requests=settings.max_queue,
             reserve=self.device.reserve,
+            hold=self.device.hold,
             observers=(self.metrics, self.statistics),
         )
         self.repository = Repository(settings, self.device, self.scheduler)

@@ -78,6 +78,7 @@ class Slice:
 class Batch:
     """What one executor runs at once: slices of one lane. `alone`: nothing else is waiting or running.
 
+    expected: seconds that it will take, by the model's measured rate.
     reason: why it has no more rows. "drained": no more were waiting. "full": it holds as many as the model's batch may.
     "shared": the rest is for the executors that will be free next.
     """
@@ -85,17 +86,18 @@ class Batch:
     model: Any
     slices: tuple[Slice, ...]
     alone: bool
+    expected: float
     reason: str
 
     @property
     def rows(self) -> int:
         """Rows of all slices."""
-        return sum(part.stop - part.start for part in self.slices)
+        return _rows(self.slices)
 
     @property
     def elements(self) -> int:
         """Input elements of all slices."""
-        return self.rows * self.slices[0].entry.width
+        return _elements(self.slices)
 
 
 _Item = tuple[int, int, Entry]
@@ -221,9 +223,10 @@ class WaitingLine:
                 del line.lanes[head.lane]
             if slices:
                 self.running += 1
-                batch = Batch(model, slices, alone=self.requests == 0 and self.running == 1, reason=reason)
-                line.running += batch.elements
-                return batch
+                elements = _elements(slices)
+                line.running += elements
+                alone = self.requests == 0 and self.running == 1
+                return Batch(model, slices, alone, elements * line.seconds_per_element, reason)
         return None
 
     def done(self, batch: Batch, seconds: float) -> None:
@@ -335,6 +338,14 @@ class WaitingLine:
         _drop_stale(lane.heap)
         reason = "drained" if not lane.heap else "full" if limit <= share else "shared"
         return tuple(slices), reason
+
+
+def _rows(slices: tuple[Slice, ...]) -> int:
+    return sum(part.stop - part.start for part in slices)
+
+
+def _elements(slices: tuple[Slice, ...]) -> int:
+    return _rows(slices) * slices[0].entry.width
 
 
 def _is_live(item: _Item) -> bool:

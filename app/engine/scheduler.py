@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf, prod
 from typing import NamedTuple, Protocol
 
@@ -36,6 +37,9 @@ heard together they cost less, and the executors have enough to do meanwhile.
 
 CROWD = 2000
 """Refusals a second from which on the loop does not rest: it hears many at once without."""
+
+HOLD_SHARE = 1 / 2
+"""An answer is held for at most this share of the work that waits: who has nothing before them are answered at once."""
 
 Tensor = np.ndarray
 Tensors = dict[str, Tensor]
@@ -136,7 +140,8 @@ class Scheduler:
     """Bounded admission, batching, deadlines and cancellation over a fixed set of executor threads.
 
     executors: threads that run batches. max_wait: longest estimated wait at admission, seconds. max_requests: most
-    requests that may wait. reserve: as `WaitingLine` has it. clock, sleep: of monotonic seconds, for tests.
+    requests that may wait. reserve: as `WaitingLine` has it. hold: longest time for which an answer waits for others
+    that the event loop is told of with it, seconds. clock, sleep: of monotonic seconds, for tests.
     """
 
     def __init__(
@@ -146,17 +151,19 @@ class Scheduler:
         max_wait: float,
         max_requests: int,
         reserve: int = 0,
+        hold: float = 0.0,
         observers: Sequence[Observer] = (),
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._line = WaitingLine(executors=executors, max_wait=max_wait, max_requests=max_requests, reserve=reserve)
-        self._executors = executors
+        self._executors, self._hold = executors, hold
         self._observers = tuple(observers)
         self._clock, self._sleep = clock, sleep
         self._condition = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._outbox = _Outbox()
         self._stopping = False
         self._closed = False
         self._in_flight: set[Entry] = set()
@@ -397,7 +404,7 @@ class Scheduler:
     def _execute(self, loop: asyncio.AbstractEventLoop) -> None:
         taken, clean = self._clock(), False
         batch: Batch | None = None
-        outbox = _Outbox(loop, self._deliver)
+        outbox = self._outbox
         while True:
             with self._condition:
                 if batch is not None and clean:
@@ -405,22 +412,34 @@ class Scheduler:
                 batch = self._line.take(self._clock())
                 taken = self._clock()
                 expired, self._line.expired = self._line.expired, []
-                if batch is None and not expired and not outbox.results:
+                if batch is None and not expired and outbox.empty:
                     if self._stopping:
                         return
                     self._condition.wait()
                     continue
                 if self._line.requests:
                     self._condition.notify()  # what this batch leaves behind is for the next idle executor
-            outbox.results += [(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired]
+            now = self._clock()
+            outbox.put([(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired], now)
             if batch is not None:
-                results, clean = self._run(batch, outbox.send)
-                outbox.send()  # had nothing to be run
-                outbox.results += self._completed(results)
+                results, clean = self._run(batch, partial(self._prepared, batch, loop))
+                outbox.put(list(self._completed(results)), self._clock())
                 del results
             else:
-                outbox.send()
+                self._hand_over(loop)
             del expired  # while it waits for work, a thread must not keep a retired model alive
+
+    def _prepared(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
+        """Before the model runs: tell the loop what is finished, unless that has time until this batch is too."""
+        held = self._clock() - self._outbox.since + batch.expected
+        if held > min(self._hold, HOLD_SHARE * self._line.estimated_wait):
+            self._hand_over(loop)
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell the event loop what is finished; most slices of a large request end nothing."""
+        if results := self._outbox.take():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(self._deliver, results)
 
     def _run(self, batch: Batch, ready: Callable[[], None]) -> tuple[list[Result], bool]:
         """What became of each slice, and whether all went well, so that the time says something of the model's rate.
@@ -516,22 +535,37 @@ class Scheduler:
 
 
 class _Outbox:
-    """Finished requests that an executor has not yet told the event loop of.
+    """Finished requests, of all executors, that the event loop has not been told of.
 
-    It sends them when its next batch is prepared, or when there is none: the loop wakes at once and asks for the
-    interpreter, and without a batch that runs meanwhile the executor's processor would have nothing to do.
+    Told at once, the loop would wake while the executor prepares its next batch, and ask for the interpreter when no
+    model runs without one. Told one by one, it would find its caches cold each time.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[Iterable[Result]], None]) -> None:
-        self._loop, self._deliver = loop, deliver
-        self.results: list[Result] = []
+    def __init__(self) -> None:
+        self._results: list[Result] = []
+        self._lock = threading.Lock()
+        self.since = inf
+        """When the first of them came."""
 
-    def send(self) -> None:
-        """Hand over what there is; most slices of a large request end nothing."""
-        if self.results:
-            results, self.results = self.results, []
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-                self._loop.call_soon_threadsafe(self._deliver, results)
+    @property
+    def empty(self) -> bool:
+        """Whether there are none."""
+        return not self._results
+
+    def put(self, results: list[Result], now: float) -> None:
+        """Add these."""
+        if results:
+            with self._lock:
+                self.since = min(self.since, now)
+                self._results += results
+
+    def take(self) -> list[Result]:
+        """All of them, which are no longer here."""
+        if not self._results:
+            return []
+        with self._lock:
+            results, self._results, self.since = self._results, [], inf
+            return results
 
 
 def _stack(model: Runnable, slices: Sequence[tuple[Slice, Mapping[str, Tensor]]]) -> Mapping[str, Tensor]:

@@ -26,9 +26,10 @@ async def running(
     *models: DoublingModel,
     executors: int = 2,
     max_requests: int = 1000,
+    hold: float = 0.0,
     **clock: Callable[..., Any],
 ) -> AsyncIterator[Scheduler]:
-    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests, **clock)
+    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests, hold=hold, **clock)
     scheduler.start()
     for model in models:
         scheduler.register(model)
@@ -100,6 +101,50 @@ async def test_answers_leave_when_the_next_batch_is_prepared_and_before_it_has_r
         await asyncio.gather(first, *rest)
         monkeypatch.undo()
     assert happened == ["read", "read", "answers", "run"] * 2 + ["answers"]
+
+
+class SlowModel(DoublingModel):
+    """A batch of two takes a second of its clock, and so the scheduler expects; each has to be let go by `gate`."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_limit=2)
+        self.seconds_per_element = 1 / 6
+        self.now = 0.0
+
+    def run(self, inputs: Any, outputs: Any, *, alone: bool) -> list[np.ndarray]:
+        results = super().run(inputs, outputs, alone=alone)
+        self.now += len(inputs["x"]) / 2
+        return results
+
+
+@pytest.mark.parametrize(
+    ("hold", "told"),
+    [
+        # Half a second until the first is finished, then one for each pair. What is finished may wait until the next
+        # pair is, if by then it has waited no longer than `hold` and than half the work that is left.
+        (0.0, [1, 2, 2, 2, 2, 2, 2, 2]),
+        (1.5, [1 + 2, 2 + 2, 2 + 2, 2, 2]),
+        (inf, [1 + 2 + 2, 2 + 2, 2, 2, 2]),
+    ],
+)
+async def test_answers_wait_for_each_other_while_there_is_work(
+    monkeypatch: pytest.MonkeyPatch, hold: float, told: list[int]
+):
+    model, loop = SlowModel(), asyncio.get_running_loop()
+    tell, found = loop.call_soon_threadsafe, list[int]()
+
+    def telling(callback: Callable[..., Any], results: Any) -> asyncio.Handle:
+        found.append(len(results))
+        return tell(callback, results)
+
+    async with running(model, executors=1, hold=hold, clock=lambda: model.now) as scheduler:
+        first = await blocked(scheduler, model)
+        rest = [scheduler.submit(model, rows(n), ["y"]) for n in range(14)]
+        monkeypatch.setattr(loop, "call_soon_threadsafe", telling)
+        model.gate.set()
+        await asyncio.gather(first, *rest)
+        monkeypatch.undo()
+    assert found == told
 
 
 async def test_large_request_wakes_every_idle_executor():
@@ -277,11 +322,20 @@ REQUEST = st.tuples(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(REQUEST, max_size=40), st.integers(1, 3), st.integers(1, 5), st.integers(0, 1), st.booleans())
-def test_every_request_ends_exactly_once(requests: list[tuple], executors: int, limit: int, reserve: int, abort: bool):
+@given(
+    st.lists(REQUEST, max_size=40),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(0, 1),
+    st.sampled_from([0.0, 0.02, inf]),
+    st.booleans(),
+)
+def test_every_request_ends_exactly_once(
+    requests: list[tuple], executors: int, limit: int, reserve: int, hold: float, abort: bool
+):
     async def scenario() -> None:
         models = [DoublingModel("a", batch_limit=limit), DoublingModel("b", batch_limit=limit)]
-        scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=30, reserve=reserve)
+        scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=30, reserve=reserve, hold=hold)
         scheduler.start()
         for model in models:
             scheduler.register(model)
