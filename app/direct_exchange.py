@@ -21,6 +21,10 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Answering(Protocol):
     """What a handler does with one request that it accepted."""
 
+    @property
+    def length(self) -> int:
+        """Bytes of the body, as the request announces them."""
+
     def arrived(self, exchange: DirectExchange) -> None:
         """`exchange.body` has grown, or is complete. Whoever wants no more of it for now calls `exchange.pause`."""
 
@@ -48,6 +52,7 @@ class DirectExchange:
         "_answering",
         "_begun",
         "_first",
+        "_length",
         "_paused",
         "_protocol",
         "body",
@@ -61,7 +66,7 @@ class DirectExchange:
     def __init__(self, protocol: BoundedHttpProtocol, answering: Answering) -> None:
         self._protocol, self._answering = protocol, answering
         self.body: bytes | bytearray = b""  # to which uvicorn adds; the first piece, mostly the whole, is not copied
-        self._first = 0
+        self._first, self._length = 0, answering.length
         self.more_body = self.keep_alive = True
         self.disconnected = self.response_started = self.response_complete = False
         self._begun = self._paused = False
@@ -76,7 +81,7 @@ class DirectExchange:
             return
         if self.disconnected:
             self._end(None)
-        elif not self._begun:
+        elif not self._begun and not (self.more_body and len(self.body) == self._length):  # the end is told next
             self._collect()
             if not self._paused:
                 self._protocol.flow.resume_reading()

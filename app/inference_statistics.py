@@ -111,6 +111,7 @@ class InferenceStatistics:
 
     def _of(self, name: str, version: str) -> _OfModel:
         key = name, version
-        if key not in self._models:
-            self._models[key] = _OfModel()
-        return self._models[key]
+        of_model = self._models.get(key)
+        if of_model is None:
+            of_model = self._models[key] = _OfModel()
+        return of_model

@@ -55,4 +55,4 @@ def remaining(request: Request) -> float | None:
 
 def earliest(*limits: float | None) -> float | None:
     """The shortest of the limits that are given."""
-    return min((limit for limit in limits if limit), default=None)
+    return min(filter(None, limits), default=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
+from functools import lru_cache
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from app.service import Service
 from app.timeline import Timeline
 
 LONGEST_LENGTH = len(str(INLINE_BYTES))
+LONGEST_URL = 256
 NOT_PLAIN = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"origin", b"sec-fetch-site"})
 """Headers of requests that the application answers; the last two are those of web pages."""
 
@@ -43,9 +45,7 @@ class DirectInference:
 
     def accept(self, url: bytes, headers: Headers) -> Answering | None:
         """See `direct_exchange.Handler`."""
-        if not url.endswith(b"/infer") or b"%" in url or b"?" in url or not url.isascii():
-            return None
-        route = infer_route(url.decode())
+        route = _plain_route(url) if len(url) <= LONGEST_URL else None
         if route is None:
             return None
         size = -1
@@ -78,7 +78,7 @@ class DirectInference:
         tracing = self._service.tracing
         timeline = None if tracing is None else tracing.begin(headers)
         return _Inference(
-            self, self._service, route, header_length, accept_encoding, timeout, let_in, request_id, timeline
+            self, self._service, route, size, header_length, accept_encoding, timeout, let_in, request_id, timeline
         )
 
     def later(self, work: Coroutine[None, None, None]) -> None:
@@ -86,6 +86,13 @@ class DirectInference:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+@lru_cache(maxsize=256)
+def _plain_route(url: bytes) -> dict[str, str] | None:
+    """The path parameters of an inference request whose URL is no more than its path."""
+    plain = url.endswith(b"/infer") and b"%" not in url and b"?" not in url and url.isascii()
+    return infer_route(url.decode()) if plain else None
 
 
 class _Inference:
@@ -108,6 +115,7 @@ class _Inference:
         "_started",
         "_timeline",
         "_timeout",
+        "length",
     )
     _exchange: DirectExchange
     _model: Model
@@ -119,6 +127,7 @@ class _Inference:
         handler: DirectInference,
         service: Service,
         route: dict[str, str],
+        length: int,
         header_length: bytes | None,
         accept_encoding: bytes | None,
         timeout: bytes | None,
@@ -127,6 +136,7 @@ class _Inference:
         timeline: Timeline | None,
     ) -> None:
         self._handler, self._service, self._route, self._held = handler, service, route, 0
+        self.length = length
         self._header_length, self._accept_encoding, self._timeout = header_length, accept_encoding, timeout
         self._let_in, self._request_id = let_in, service.journal.request_id(request_id)
         self._started, self._timeline = time.perf_counter(), timeline

@@ -67,7 +67,8 @@ class Repository:
         """Nothing is loaded yet. Raises ValueError for a version policy that cannot be read."""
         self.root, self.device, self._settings, self._line = settings.repository, device, settings, line
         self._policy = VersionPolicy(settings.version_policy)
-        # Replaced as a whole at every change, so that readers in other threads never meet one in the middle of it.
+        # Replaced as a whole at every change, so that readers in other threads never meet one in the middle of it; of
+        # each model the highest version is first.
         self._versions: dict[str, dict[str, Entry]] = {}
         self._serving: dict[tuple[str, str], Fingerprint] = {}
         self._tried: dict[tuple[str, str], Fingerprint] = {}
@@ -90,10 +91,10 @@ class Repository:
                 raise Unavailable("models are still being loaded")
             raise UnknownModel(f"unknown model {name!r}")
         if version is None:
-            for candidate in sorted(versions, key=int, reverse=True):
-                if isinstance(entry := versions[candidate], Model):
+            for entry in versions.values():
+                if isinstance(entry, Model):
                     return entry
-            version = max(versions, key=int)
+            version = next(iter(versions))
         found = versions.get(version)
         if found is None:
             raise UnknownModel(f"model {name!r} has no version {version!r}; it has {', '.join(self.versions(name))}")
@@ -284,7 +285,8 @@ class Repository:
 
     def _put(self, name: str, entries: Mapping[str, Entry]) -> None:
         others = {other: versions for other, versions in self._versions.items() if other != name}
-        self._versions = others | ({name: dict(entries)} if entries else {})
+        ordered = {version: entries[version] for version in sorted(entries, key=int, reverse=True)}
+        self._versions = others | ({name: ordered} if ordered else {})
 
     def _scan(self) -> dict[str, dict[str, Path]]:
         """The folder now; when it cannot be read, a failure that changes nothing."""

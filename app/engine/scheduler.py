@@ -286,7 +286,7 @@ class Scheduler:
             self._condition.notify()
         if timeout < inf:
             request.timer = self._loop.call_later(timeout, self._expire, entry)
-        request.future.add_done_callback(lambda future: self._ended(entry, future))
+        request.future.add_done_callback(partial(self._ended, entry))
         return request.future
 
     async def close(self, grace: float) -> None:

@@ -72,9 +72,9 @@ def unknown_output(model: Model, name: str) -> InvalidRequest:
 def _check_shape(model: Model, spec: TensorSpec, tensor: np.ndarray) -> None:
     max_axis = model.max_axis
     expected, actual = spec.shape, tensor.shape
-    fits = len(expected) == len(actual) and all(
-        size in (-1, given) for size, given in zip(expected, actual, strict=True)
-    )
+    fits = len(expected) == len(actual)
+    for size, given in zip(expected, actual, strict=False):
+        fits = fits and size in (-1, given)
     # A graph of unknown making may take an empty axis; the tasks that manifests speak of have no use for one.
     if not fits or (model.manifest is not None and 0 in actual[1:]):
         raise InvalidRequest(

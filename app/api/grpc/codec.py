@@ -129,7 +129,7 @@ def _decode_input(item: pb.ModelInferRequest.InferInputTensor, blob: bytes | Non
     if len(item.shape) > MAX_AXES:
         raise InvalidRequest(f"input {name!r} has {len(item.shape)} axes, more than {MAX_AXES}", field=name)
     shape = list(item.shape)
-    if any(size < 0 for size in shape):
+    if min(shape, default=0) < 0:
         raise InvalidRequest(f"input {name!r} needs a shape of non-negative integers", field=name)
     if blob is not None:
         if item.HasField("contents"):
