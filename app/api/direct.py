@@ -29,6 +29,8 @@ from app.timeline import Timeline
 
 LONGEST_LENGTH = len(str(INLINE_BYTES))
 LONGEST_URL = 256
+"""Bytes of a URL that is remembered with its route."""
+
 NOT_PLAIN = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"origin", b"sec-fetch-site"})
 """Headers of requests that the application answers; the last two are those of web pages."""
 

@@ -39,7 +39,7 @@ CROWD = 2000
 """Refusals a second from which on the loop does not rest: it hears many at once without."""
 
 HOLD_SHARE = 1 / 2
-"""An answer is held for at most this share of the work that waits: who has nothing before them are answered at once."""
+"""An answer is held for at most this share of the time that a new request would wait: without a queue, not at all."""
 
 Tensor = np.ndarray
 Tensors = dict[str, Tensor]

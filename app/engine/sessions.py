@@ -35,6 +35,9 @@ EXPLAIN = "explain.onnx"
 CUDA_GRAPHS = "enable_cuda_graph"
 """The CUDA provider's option; graphs whose nodes do not all run on the GPU are refused with it."""
 
+ENGINE_GRAPHS = "trt_cuda_graph_enable"
+"""The same of the TensorRT provider."""
+
 
 class CannotCompile(Exception):
     """The graph is broken, or there is no room for its compiled form."""
@@ -103,7 +106,7 @@ class Sessions:
         """
         folder = self._cache / f"{self._name}-tensorrt-{len(next(iter(most.values())))}"
         (_, options), *others = self._device.providers
-        options = options | {
+        options = {name: value for name, value in options.items() if name != ENGINE_GRAPHS or self.cuda_graphs} | {
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(folder),
             "trt_timing_cache_enable": "1",

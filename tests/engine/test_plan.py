@@ -75,7 +75,7 @@ def test_sizes_that_do_not_fit_the_budget_are_left_out(clock: Clock):
     assert set(chosen.rows_per_second) == {"1"}
 
 
-@pytest.mark.parametrize(("wide", "threads"), [(0.0008, 2), (0.00094, 2), (0.00096, 1), (0.002, 1)])
+@pytest.mark.parametrize(("wide", "threads"), [(0.0008, 2), (0.00097, 2), (0.00099, 1), (0.002, 1)])
 def test_all_cores_for_a_lone_row_only_if_faster_beyond_noise(clock: Clock, wide: float, threads: int):
     chosen = measured(clock, lambda rows: 0.001 * rows, lambda rows: wide * rows)
     assert chosen.threads_alone == threads

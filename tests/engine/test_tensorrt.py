@@ -117,6 +117,16 @@ def test_engine_is_asked_for_every_batch_size_at_the_manifests_width(
     assert Path(engine.settings["trt_engine_cache_path"]).parent == settings.cache_dir
 
 
+def test_engine_replays_cuda_graphs_only_where_the_batches_take_turns(
+    bundle: Path, settings: Settings, tensorrt: type[Engine]
+):
+    """A graph that the CUDA provider cannot capture has batches run beside each other."""
+    providers = ((TENSORRT, {"trt_cuda_graph_enable": "1"}), ("CPUExecutionProvider", {}))
+    Model(bundle, Device("tensorrt", "test", 2, providers, DEVICE.identity), settings)
+    (engine,) = tensorrt.made
+    assert "trt_cuda_graph_enable" not in engine.settings
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_batches_of_that_width_are_the_engines_and_no_others(
     bundle: Path, settings: Settings, tensorrt: type[Engine], rows: int
