@@ -130,7 +130,7 @@ def _missing_library(*needed: Path) -> str | None:
 
 def _tensorrt_version() -> int:
     """As TensorRT numbers itself; call after `_tensorrt_fault` has found none."""
-    return int(ctypes.CDLL(None).getInferLibVersion())
+    return int(ctypes.CDLL(str(_provider("tensorrt"))).getInferLibVersion())  # of a library that the provider needs
 
 
 def choose(settings: Settings) -> Device:

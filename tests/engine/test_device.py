@@ -88,6 +88,11 @@ def test_tensorrt_of_the_python_packages_is_found(tmp_path: Path, monkeypatch: p
     assert device._tensorrt_libraries() == [folder / "libnvinfer.so.10", folder / "libnvonnxparser.so.10"]
 
 
+def test_what_a_library_needs_is_asked_through_it():
+    """As `_tensorrt_version` asks libnvinfer: the loader looks for a name in all that the handle's library needs."""
+    assert ctypes.CDLL(str(device._provider("shared"))).strlen(b"four") == 4
+
+
 def test_gpu_is_identified_by_its_driver(monkeypatch: pytest.MonkeyPatch):
     """The driver API's calls (docs.nvidia.com, "CUDA Driver API"), as a driver would answer them."""
 
