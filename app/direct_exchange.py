@@ -52,7 +52,6 @@ class DirectExchange:
         "_answering",
         "_begun",
         "_first",
-        "_length",
         "_paused",
         "_protocol",
         "body",
@@ -66,7 +65,7 @@ class DirectExchange:
     def __init__(self, protocol: BoundedHttpProtocol, answering: Answering) -> None:
         self._protocol, self._answering = protocol, answering
         self.body: bytes | bytearray = b""  # to which uvicorn adds; the first piece, mostly the whole, is not copied
-        self._first, self._length = 0, answering.length
+        self._first = 0
         self.more_body = self.keep_alive = True
         self.disconnected = self.response_started = self.response_complete = False
         self._begun = self._paused = False
@@ -81,7 +80,9 @@ class DirectExchange:
             return
         if self.disconnected:
             self._end(None)
-        elif not self._begun and not (self.more_body and len(self.body) == self._length):  # the end is told next
+        elif self.more_body and len(self.body) == self._answering.length:
+            return  # the end is told next
+        elif not self._begun:
             self._collect()
             if not self._paused:
                 self._protocol.flow.resume_reading()

@@ -156,8 +156,7 @@ def choose(settings: Settings) -> Device:
         executors = settings.executors or 2
         if wanted != "tensorrt":
             return Device("cuda", reason, executors, providers, gpu_identity())
-        engine = {"trt_cuda_graph_enable": "1"} if settings.cuda_graphs else {}
         identity = f"{gpu_identity()} TensorRT {_tensorrt_version()}"
-        return Device("tensorrt", reason, executors, ((TENSORRT, engine), *providers), identity)
+        return Device("tensorrt", reason, executors, ((TENSORRT, {}), *providers), identity)
     reason = "set by device=cpu" if wanted == "cpu" else reason
     return Device("cpu", reason, settings.executors or settings.cpu_cores(), (("CPUExecutionProvider", {}),))

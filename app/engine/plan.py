@@ -38,7 +38,7 @@ forecaster and its classifier 0.18 and 0.09 ms on two cores of an AMD EPYC, 0.64
 WORTHWHILE = 0.98
 """A lone request runs on all cores if that takes at most this share of its time on one.
 
-Little gain suffices: in service the gain is larger than here, and noise at the start must not cost it.
+Little gain suffices: noise at the start must not cost a larger one.
 """
 
 

@@ -78,7 +78,7 @@ class Slice:
 class Batch:
     """What one executor runs at once: slices of one lane. `alone`: nothing else is waiting or running.
 
-    expected: seconds that it will take, by the model's measured rate.
+    seconds_per_element: the model's measured rate when it was taken.
     reason: why it has no more rows. "drained": no more were waiting. "full": it holds as many as the model's batch may.
     "shared": the rest is for the executors that will be free next.
     """
@@ -86,18 +86,23 @@ class Batch:
     model: Any
     slices: tuple[Slice, ...]
     alone: bool
-    expected: float
+    seconds_per_element: float
     reason: str
 
     @property
     def rows(self) -> int:
         """Rows of all slices."""
-        return _rows(self.slices)
+        return sum(part.stop - part.start for part in self.slices)
 
     @property
     def elements(self) -> int:
         """Input elements of all slices."""
-        return _elements(self.slices)
+        return self.rows * self.slices[0].entry.width
+
+    @property
+    def expected(self) -> float:
+        """Seconds that it will take."""
+        return self.elements * self.seconds_per_element
 
 
 _Item = tuple[int, int, Entry]
@@ -223,10 +228,10 @@ class WaitingLine:
                 del line.lanes[head.lane]
             if slices:
                 self.running += 1
-                elements = _elements(slices)
-                line.running += elements
                 alone = self.requests == 0 and self.running == 1
-                return Batch(model, slices, alone, elements * line.seconds_per_element, reason)
+                batch = Batch(model, slices, alone, line.seconds_per_element, reason)
+                line.running += batch.elements
+                return batch
         return None
 
     def done(self, batch: Batch, seconds: float) -> None:
@@ -338,14 +343,6 @@ class WaitingLine:
         _drop_stale(lane.heap)
         reason = "drained" if not lane.heap else "full" if limit <= share else "shared"
         return tuple(slices), reason
-
-
-def _rows(slices: tuple[Slice, ...]) -> int:
-    return sum(part.stop - part.start for part in slices)
-
-
-def _elements(slices: tuple[Slice, ...]) -> int:
-    return _rows(slices) * slices[0].entry.width
 
 
 def _is_live(item: _Item) -> bool:

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, Protocol
 from app.engine import bundle_folders
 from app.engine.bundle_folders import Fingerprint
 from app.engine.device import Device
-from app.engine.runtime import Model
+from app.engine.runtime import BEING_LOADED, Model
 from app.engine.version_policy import VersionPolicy
 from app.errors import LoadFailed, Unavailable, UnknownModel
 from app.integrity import BrokenBundle
@@ -157,7 +157,7 @@ class Repository:
         folders = bundle_folders.scan(self.root)
         for name, versions in folders.items():
             waiting = {
-                version: NotServing(name, version, "it is being loaded", "LOADING")
+                version: NotServing(name, version, BEING_LOADED, "LOADING")
                 for version in self._policy.choose(name, versions)
             }
             self._put(name, waiting)

@@ -28,6 +28,8 @@ from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+BEING_LOADED = "it is being loaded"
+
 _DEVICE_FAILURES = (
     "illegal memory access",
     "misaligned address",
@@ -159,7 +161,7 @@ class Model:
         self._sessions.build_engine(
             self._example(1), self._example(most), lambda: doing("its TensorRT engine is being built")
         )
-        doing("it is being loaded")
+        doing(BEING_LOADED)
         if self._sessions.engine is not None:
             self._buckets = self._make_buckets()
             self.providers = tuple(self._sessions.engine.get_providers())

@@ -419,8 +419,7 @@ class Scheduler:
                     continue
                 if self._line.requests:
                     self._condition.notify()  # what this batch leaves behind is for the next idle executor
-            now = self._clock()
-            outbox.put([(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired], now)
+            outbox.put([(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired], taken)
             if batch is not None:
                 results, clean = self._run(batch, partial(self._prepared, batch, loop))
                 outbox.put(list(self._completed(results)), self._clock())

@@ -16,8 +16,9 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -34,9 +35,6 @@ EXPLAIN = "explain.onnx"
 
 CUDA_GRAPHS = "enable_cuda_graph"
 """The CUDA provider's option; graphs whose nodes do not all run on the GPU are refused with it."""
-
-ENGINE_GRAPHS = "trt_cuda_graph_enable"
-"""The same of the TensorRT provider."""
 
 
 class CannotCompile(Exception):
@@ -106,7 +104,8 @@ class Sessions:
         """
         folder = self._cache / f"{self._name}-tensorrt-{len(next(iter(most.values())))}"
         (_, options), *others = self._device.providers
-        options = {name: value for name, value in options.items() if name != ENGINE_GRAPHS or self.cuda_graphs} | {
+        options = options | {
+            "trt_cuda_graph_enable": str(int(self.cuda_graphs)),
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(folder),
             "trt_timing_cache_enable": "1",
@@ -115,13 +114,12 @@ class Sessions:
             "trt_profile_opt_shapes": _profile(most),
             "trt_profile_max_shapes": _profile(most),
         }
-        others = [(name, {k: v for k, v in given.items() if k != CUDA_GRAPHS}) for name, given in others]
         if not any(folder.glob("*.engine")):
             building()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             session = ort.InferenceSession(
-                str(self._graph), compiled.session_options(1), providers=[(TENSORRT, options), *others]
+                str(self._graph), compiled.session_options(1), providers=[(TENSORRT, options), *_without_graphs(others)]
             )
             if session.get_providers()[0] != TENSORRT:
                 raise BrokenBundle("ONNX Runtime could not use it and fell back")
@@ -193,7 +191,7 @@ class Sessions:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         providers = [(name, dict(settings)) for name, settings in self._device.providers if name != TENSORRT]
         if graph is not None or not self.cuda_graphs:
-            providers = [(name, {k: v for k, v in given.items() if k != CUDA_GRAPHS}) for name, given in providers]
+            providers = _without_graphs(providers)
         try:
             session = ort.InferenceSession(str(source), options, providers=providers)
         except Exception as error:
@@ -206,6 +204,11 @@ class Sessions:
         if session.get_providers()[0] != providers[0][0]:
             raise BrokenBundle(f"ONNX Runtime could not use {providers[0][0]} and fell back")
         return session
+
+
+def _without_graphs(providers: Iterable[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """The providers, without CUDA's option to capture graphs."""
+    return [(name, {k: v for k, v in given.items() if k != CUDA_GRAPHS}) for name, given in providers]
 
 
 def _profile(inputs: Mapping[str, np.ndarray]) -> str:

@@ -120,11 +120,11 @@ def test_engine_is_asked_for_every_batch_size_at_the_manifests_width(
 def test_engine_replays_cuda_graphs_only_where_the_batches_take_turns(
     bundle: Path, settings: Settings, tensorrt: type[Engine]
 ):
-    """A graph that the CUDA provider cannot capture has batches run beside each other."""
-    providers = ((TENSORRT, {"trt_cuda_graph_enable": "1"}), ("CPUExecutionProvider", {}))
-    Model(bundle, Device("tensorrt", "test", 2, providers, DEVICE.identity), settings)
-    (engine,) = tensorrt.made
-    assert "trt_cuda_graph_enable" not in engine.settings
+    """Batches of a graph that the CUDA provider does not capture run beside each other."""
+    for options in ({}, {"enable_cuda_graph": "1"}):
+        providers = ((TENSORRT, {}), ("CPUExecutionProvider", options))
+        Model(bundle, Device("tensorrt", "test", 2, providers, DEVICE.identity), settings)
+    assert [engine.settings["trt_cuda_graph_enable"] for engine in tensorrt.made] == ["0", "1"]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
