@@ -56,6 +56,7 @@ class Service:
             max_requests=settings.max_queue,
             reserve=self.device.reserve,
             hold=self.device.hold,
+            lone=self.device.lone,
             observers=(self.metrics, self.statistics),
         )
         self.repository = Repository(settings, self.device, self.scheduler)

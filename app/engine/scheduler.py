@@ -41,6 +41,9 @@ CROWD = 2000
 HOLD_SHARE = 1 / 2
 """An answer is held for at most this share of the time that a new request would wait: without a queue, not at all."""
 
+COMPANY_SECONDS = 0.1
+"""How long the event loop runs nothing itself once somebody had to wait for it meanwhile."""
+
 Tensor = np.ndarray
 Tensors = dict[str, Tensor]
 Result = tuple[Slice, list[Tensor] | KronserveError]
@@ -141,7 +144,8 @@ class Scheduler:
 
     executors: threads that run batches. max_wait: longest estimated wait at admission, seconds. max_requests: most
     requests that may wait. reserve: as `WaitingLine` has it. hold: longest time for which an answer waits for others
-    that the event loop is told of with it, seconds. clock, sleep: of monotonic seconds, for tests.
+    that the event loop is told of with it, seconds. lone: longest expected time, seconds, of a single row with nothing
+    beside it that the event loop runs itself. clock, sleep: of monotonic seconds, for tests.
     """
 
     def __init__(
@@ -152,6 +156,7 @@ class Scheduler:
         max_requests: int,
         reserve: int = 0,
         hold: float = 0.0,
+        lone: float = 0.0,
         observers: Sequence[Observer] = (),
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -164,6 +169,13 @@ class Scheduler:
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._outbox = _Outbox()
+        self._ends = [inf] * executors
+        """When the batch that each executor runs is expected to end."""
+        self._lone_seconds = lone
+        self._lone: asyncio.Handle | None = None
+        """The event loop's run of the only request, until it begins."""
+        self._deaf, self._company = False, -inf
+        """Whether who comes now had to wait for the event loop's run, and until when such company is counted with."""
         self._stopping = False
         self._closed = False
         self._in_flight: set[Entry] = set()
@@ -178,7 +190,7 @@ class Scheduler:
         """Start the executor threads; call from the event loop that will submit."""
         self._loop = asyncio.get_running_loop()
         for number in range(self._executors):
-            thread = threading.Thread(target=self._work, name=f"executor-{number}", daemon=True)
+            thread = threading.Thread(target=self._work, args=[number], name=f"executor-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -238,12 +250,15 @@ class Scheduler:
         timeout: float = inf,
         priority: int = 0,
         runs: list[BatchRun] | None = None,
+        swift: bool = False,
     ) -> asyncio.Future[Tensors]:
         """Queue one validated request; from the event loop only. Cancel the future when its caller has gone.
 
         inputs: every input of the model; with a batch axis, all of the same number of rows (0 is legal).
         outputs: names of the wanted outputs. timeout: seconds that it may wait in the queue. priority: lower is first.
         runs: the batches that it was in are added here, the first `MOST_RUNS`, before the future ends.
+        swift: the event loop heard of it in this very turn; only then may the event loop run it itself, as it could not
+        tell otherwise whether others had to wait meanwhile.
         Raises Overloaded (queue full), Unavailable (shutting down), DeviceFailed. The future may end with
         DeadlineExceeded, InferenceFailed, DeviceFailed or Unavailable.
         """
@@ -283,11 +298,28 @@ class Scheduler:
                 self._refused(model, error)
                 raise
             self._in_flight.add(entry)
-            self._condition.notify()
+            self._send_for(entry, swift=swift)
         if timeout < inf:
             request.timer = self._loop.call_later(timeout, self._expire, entry)
         request.future.add_done_callback(partial(self._ended, entry))
         return request.future
+
+    def _send_for(self, entry: Entry, *, swift: bool) -> None:
+        """Have a queued request run, by the event loop itself if that has nothing else to do, or by an executor."""
+        assert self._loop is not None
+        if self._deaf:
+            self._company = entry.arrived + COMPANY_SECONDS
+        if self._lone is not None:  # for the one before, which is not alone any more
+            self._lone.cancel()
+            self._lone = None
+            self._condition.notify(2)
+        elif swift and self._line.requests == 1 and not self._line.running and self._is_brief(entry):
+            self._lone = self._loop.call_soon(self._run_lone)
+        else:
+            self._condition.notify()
+
+    def _is_brief(self, entry: Entry) -> bool:
+        return entry.rows <= 1 and entry.seconds < self._lone_seconds and entry.arrived >= self._company
 
     async def close(self, grace: float) -> None:
         """Answer what was accepted, for at most `grace` seconds; then fail the rest and stop the executors."""
@@ -318,6 +350,33 @@ class Scheduler:
         self._refusals += 1
         if self._refusals == 1 and self._loop is not None:
             self._loop.call_soon(self._loop.call_soon, self._rest)
+
+    def _run_lone(self) -> None:
+        """Run the only request here: no thread has to be woken for it, nor the event loop for its answer.
+
+        Whoever comes meanwhile is heard in the event loop's next turn: uvloop reads before it calls `_hear`.
+        """
+        assert self._loop is not None
+        self._lone = None
+        taken = self._clock()
+        batch, expired = self._take(taken)
+        self._deliver(expired)
+        if batch is None:  # its client has left, or it came too late
+            return
+        try:
+            results, clean = self._run(batch, lambda: None)
+        except BaseException as error:
+            self._died("a run in the event loop", error)
+            return
+        if clean:
+            with self._condition:
+                self._line.paced(batch, self._clock() - taken)
+        self._deliver(list(self._completed(results)))
+        self._deaf = True
+        self._loop.call_soon(self._hear)
+
+    def _hear(self) -> None:
+        self._deaf = False
 
     def _rest(self) -> None:
         now = self._clock()
@@ -390,18 +449,31 @@ class Scheduler:
 
     # -- on an executor thread ---------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         """A thread that ends before its time leaves nobody waiting; the process is not live any more."""
         assert self._loop is not None
         try:
-            self._execute(self._loop)
+            self._execute(number, self._loop)
         except BaseException as error:
-            logger.critical("an executor thread died", exc_info=error)
-            self.device_failure = "an executor thread died"
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-                self._loop.call_soon_threadsafe(self._abandon, self.device_failure)
+            self._died("an executor thread", error)
 
-    def _execute(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _died(self, who: str, error: BaseException) -> None:
+        assert self._loop is not None
+        self.device_failure = f"{who} died"
+        logger.critical(self.device_failure, exc_info=error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._abandon, self.device_failure)
+
+    def _take(self, now: float) -> tuple[Batch | None, list[Result]]:
+        """The next batch if anything waits, and the errors of those whose deadline had passed."""
+        with self._condition:
+            batch = self._line.take(now)
+            expired, self._line.expired = self._line.expired, []
+            if self._line.requests:
+                self._condition.notify()  # what this batch leaves behind is for the next idle executor
+        return batch, [(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired]
+
+    def _execute(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
         taken, clean = self._clock(), False
         batch: Batch | None = None
         outbox = self._outbox
@@ -409,29 +481,29 @@ class Scheduler:
             with self._condition:
                 if batch is not None and clean:
                     self._line.paced(batch, self._clock() - taken)
-                batch = self._line.take(self._clock())
+                batch, expired = self._take(self._clock())
                 taken = self._clock()
-                expired, self._line.expired = self._line.expired, []
                 if batch is None and not expired and outbox.empty:
                     if self._stopping:
                         return
                     self._condition.wait()
                     continue
-                if self._line.requests:
-                    self._condition.notify()  # what this batch leaves behind is for the next idle executor
-            outbox.put([(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired], taken)
+            outbox.put(expired, taken)
             if batch is not None:
-                results, clean = self._run(batch, partial(self._prepared, batch, loop))
+                results, clean = self._run(batch, partial(self._prepared, number, batch, loop))
+                self._ends[number] = inf
                 outbox.put(list(self._completed(results)), self._clock())
                 del results
             else:
                 self._hand_over(loop)
             del expired  # while it waits for work, a thread must not keep a retired model alive
 
-    def _prepared(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
-        """Before the model runs: tell the loop what is finished, unless that has time until this batch is too."""
-        held = self._clock() - self._outbox.since + batch.expected
-        if held > min(self._hold, HOLD_SHARE * self._line.estimated_wait):
+    def _prepared(self, number: int, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
+        """Before the model runs: tell the loop what is finished, unless that has time until a running batch is too."""
+        now = self._clock()
+        self._ends[number] = now + batch.expected
+        held = min(self._ends) - self._outbox.since  # who is late may be done at any moment
+        if batch.expected > self._hold or held > min(self._hold, HOLD_SHARE * self._line.estimated_wait):
             self._hand_over(loop)
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.engine.queueing import Batch
-from app.engine.scheduler import BatchRun, BatchTimes, Runnable, Scheduler
+from app.engine.scheduler import COMPANY_SECONDS, BatchRun, BatchTimes, Runnable, Scheduler
 from app.errors import DeadlineExceeded, DeviceFailed, InferenceFailed, KronserveError, Overloaded, Unavailable
 from tests.engine.fakes import FATAL, POISON, DoublingModel, DyingModel
 
@@ -27,9 +30,10 @@ async def running(
     executors: int = 2,
     max_requests: int = 1000,
     hold: float = 0.0,
+    lone: float = 0.0,
     **clock: Callable[..., Any],
 ) -> AsyncIterator[Scheduler]:
-    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests, hold=hold, **clock)
+    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests, hold=hold, lone=lone, **clock)
     scheduler.start()
     for model in models:
         scheduler.register(model)
@@ -145,6 +149,154 @@ async def test_answers_wait_for_each_other_while_there_is_work(
         await asyncio.gather(first, *rest)
         monkeypatch.undo()
     assert found == told
+
+
+async def test_answers_wait_for_the_batch_of_another_executor_that_ends_sooner(monkeypatch: pytest.MonkeyPatch):
+    now, loop, started, found = [0.0], asyncio.get_running_loop(), list[float](), list[int]()
+    tell, gates = loop.call_soon_threadsafe, [threading.Event() for _ in range(6)]
+
+    class Gated(DoublingModel):
+        """Batches of one, of which a second is expected, each let go by a gate of its own."""
+
+        def run(self, inputs: Any, outputs: Any, *, alone: bool) -> list[np.ndarray]:
+            gate = gates[len(started)]
+            started.append(now[0])
+            assert gate.wait(10)
+            return super().run(inputs, outputs, alone=alone)
+
+    async def runs(count: int) -> None:
+        while len(started) < count:  # noqa: ASYNC110  (an executor thread adds to it)
+            await asyncio.sleep(0.001)
+
+    def telling(callback: Callable[..., Any], results: Any) -> asyncio.Handle:
+        found.append(len(results))
+        return tell(callback, results)
+
+    model = Gated(batch_limit=1)
+    model.seconds_per_element = 1 / 3
+    async with running(model, executors=2, hold=10.0, clock=lambda: now[0]) as scheduler:
+        futures = [scheduler.submit(model, rows(1), ["y"])]
+        await runs(1)
+        now[0] = 0.5
+        futures += [scheduler.submit(model, rows(1), ["y"]) for _ in range(5)]
+        await runs(2)
+        monkeypatch.setattr(loop, "call_soon_threadsafe", telling)
+        now[0] = 1.0
+        gates[0].set()
+        await runs(3)  # with three seconds of work for two executors, and half a second until the next is free
+        assert found == []
+        now[0] = 1.5
+        gates[1].set()
+        await runs(4)
+        assert found == [2]
+        monkeypatch.undo()
+        for gate in gates:
+            gate.set()
+        await asyncio.gather(*futures)
+
+
+class WatchedModel(DoublingModel):
+    """Notes which of its runs were in the event loop, and what is called during them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_loop: list[bool] = []
+        self.meanwhile: Callable[[], Any] = lambda: None
+        self._thread = threading.get_ident()
+
+    def run(self, inputs: Any, outputs: Any, *, alone: bool) -> list[np.ndarray]:
+        self.in_loop.append(threading.get_ident() == self._thread)
+        self.meanwhile()
+        return super().run(inputs, outputs, alone=alone)
+
+
+BRIEF = 3 * 1e-4
+"""Seconds that a row of it is expected to take."""
+
+
+async def test_the_event_loop_runs_a_lone_row_itself_and_an_executor_all_else():
+    model, other = WatchedModel(), DoublingModel("other")
+    async with running(model, other, lone=2 * BRIEF) as scheduler:
+        for values in ([1], [POISON], [], [3]):
+            future = scheduler.submit(model, rows(*values), ["y"], swift=True)
+            if POISON in values:
+                with pytest.raises(InferenceFailed):
+                    await future
+            else:
+                np.testing.assert_array_equal((await future)["y"], rows(*values)["x"] * 2)
+            await asyncio.sleep(0.001)
+        assert model.in_loop == [True] * 4
+        model.in_loop.clear()
+        await scheduler.submit(model, rows(1, 2), ["y"], swift=True)  # two executors do that in the time of one row
+        await asyncio.gather(*(scheduler.submit(model, rows(n), ["y"], swift=True) for n in range(2)))
+        await scheduler.submit(model, rows(4), ["y"])
+        blocker = await blocked(scheduler, other)
+        await scheduler.submit(model, rows(5), ["y"], swift=True)
+        other.gate.set()
+        await blocker
+        assert model.in_loop == [False] * 6
+    assert (scheduler.counters.succeeded, scheduler.counters.failed) == (9, 1)
+    assert (scheduler.running, scheduler.queued) == (0, 0)
+
+
+async def test_the_event_loop_runs_no_row_that_takes_long():
+    model = WatchedModel()
+    async with running(model, lone=BRIEF / 2) as scheduler:
+        await scheduler.submit(model, rows(1), ["y"], swift=True)
+    assert model.in_loop == [False]
+
+
+def test_the_event_loop_runs_nothing_for_a_while_once_somebody_had_to_wait_for_it():
+    """In the server's event loop, since the order of its turns is what tells."""
+
+    async def scenario() -> None:
+        model, loop, now, futures = WatchedModel(), asyncio.get_running_loop(), [5.0], list[Any]()
+        near, far = socket.socketpair()
+        near.setblocking(False)
+
+        def submit() -> None:
+            futures.append(scheduler.submit(model, rows(near.recv(1)[0]), ["y"], swift=True))
+
+        async def answers(count: int) -> None:
+            while len(futures) < count or not all(future.done() for future in futures):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+        async with running(model, lone=inf, clock=lambda: now[0]) as scheduler:
+            loop.add_reader(near, submit)
+            with near, far:
+                model.meanwhile = lambda: far.send(bytes([2])) if len(futures) == 1 else None  # by another client
+                far.send(bytes([1]))
+                await answers(2)
+                for seconds in (COMPANY_SECONDS / 2, COMPANY_SECONDS):
+                    now[0] += seconds
+                    far.send(bytes([3]))
+                    await answers(len(futures) + 1)
+                loop.remove_reader(near)
+        assert model.in_loop == [True, False, False, True]
+        assert [future.result()["y"][0, 0] for future in futures] == [2, 4, 6, 6]
+
+    uvloop.run(scenario())
+
+
+async def test_a_request_that_ends_before_the_event_loop_runs_it_is_not_run():
+    model = WatchedModel()
+    async with running(model, lone=inf) as scheduler:
+        scheduler.submit(model, rows(1), ["y"], swift=True).cancel()
+        await asyncio.sleep(0.01)
+        with pytest.raises(DeadlineExceeded):
+            await scheduler.submit(model, rows(2), ["y"], timeout=0.0, swift=True)
+        await scheduler.submit(model, rows(3), ["y"], swift=True)
+    assert model.in_loop == [True]
+    assert (scheduler.counters.cancelled, scheduler.counters.expired, scheduler.counters.succeeded) == (1, 1, 1)
+
+
+async def test_what_ends_a_run_in_the_event_loop_leaves_nobody_waiting():
+    dying = DyingModel("dying")
+    async with running(dying, lone=inf) as scheduler:
+        with pytest.raises(DeviceFailed, match="event loop died"):
+            await scheduler.submit(dying, rows(1), ["y"], swift=True)
+        with pytest.raises(DeviceFailed):
+            scheduler.submit(dying, rows(1), ["y"])
 
 
 async def test_large_request_wakes_every_idle_executor():
@@ -314,7 +466,7 @@ async def test_close_without_grace_leaves_nothing_pending():
 
 
 REQUEST = st.tuples(
-    st.sampled_from(["good", "poison", "cancel", "hurry"]),
+    st.sampled_from(["good", "poison", "cancel", "hurry", "pause"]),
     st.integers(0, 9),  # rows
     st.integers(0, 1),  # model
     st.integers(0, 2),  # priority
@@ -328,26 +480,32 @@ REQUEST = st.tuples(
     st.integers(1, 5),
     st.integers(0, 1),
     st.sampled_from([0.0, 0.02, inf]),
+    st.sampled_from([0.0, inf]),
     st.booleans(),
 )
 def test_every_request_ends_exactly_once(
-    requests: list[tuple], executors: int, limit: int, reserve: int, hold: float, abort: bool
+    requests: list[tuple], executors: int, limit: int, reserve: int, hold: float, lone: float, abort: bool
 ):
     async def scenario() -> None:
         models = [DoublingModel("a", batch_limit=limit), DoublingModel("b", batch_limit=limit)]
-        scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=30, reserve=reserve, hold=hold)
+        bounds: dict[str, Any] = {"max_wait": inf, "max_requests": 30, "reserve": reserve, "hold": hold, "lone": lone}
+        scheduler = Scheduler(executors=executors, **bounds)
         scheduler.start()
         for model in models:
             scheduler.register(model)
         accepted = []
         refused = 0
         for kind, count, which, priority in requests:
+            if kind == "pause":
+                await asyncio.sleep(0.001)
             values = [float(n + 1) for n in range(count)]
             if kind == "poison" and values:
                 values[len(values) // 2] = POISON
             timeout = 0.0 if kind == "hurry" else inf
             try:
-                future = scheduler.submit(models[which], rows(*values), ["y"], timeout=timeout, priority=priority)
+                future = scheduler.submit(
+                    models[which], rows(*values), ["y"], timeout=timeout, priority=priority, swift=True
+                )
             except Overloaded:
                 refused += 1
                 continue
