@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 Coding = Literal["gzip", "deflate"]
@@ -11,9 +12,17 @@ Coding = Literal["gzip", "deflate"]
 LEVEL = 1
 """The fastest: tensors of floats hardly get smaller at any."""
 
+SAMPLE_BYTES = 2048
+"""Bytes out of an answer's middle by which it is told whether the rest is worth compressing."""
+
+WORTHWHILE = 0.75
+"""What a compressed answer has at most of the plain one's size. Of float tensors as bytes some 0.9 is left; of JSON,
+half."""
+
 _WINDOW = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
+@lru_cache(maxsize=16)
 def accepted(header: bytes) -> Coding | None:
     """The coding that an Accept-Encoding header prefers; gzip among equals, None if identity is preferred to both.
 
@@ -33,6 +42,14 @@ def accepted(header: bytes) -> Coding | None:
     if max(gzip, deflate) <= 0 or weights.get("identity", 0.0) > max(gzip, deflate):
         return None
     return "gzip" if gzip >= deflate else "deflate"
+
+
+def shrinks(pieces: Sequence[bytes | memoryview]) -> bool:
+    """Whether a body in these pieces is worth compressing, by a sample of its largest piece."""
+    largest = memoryview(max(pieces, key=len))
+    start = max(0, len(largest) - SAMPLE_BYTES) // 2
+    sample = largest[start : start + SAMPLE_BYTES]
+    return len(zlib.compress(sample, LEVEL)) <= WORTHWHILE * len(sample)
 
 
 def compress(pieces: Iterable[bytes | memoryview], coding: Coding) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from functools import lru_cache
 
 import numpy as np
@@ -195,19 +195,25 @@ class _Inference:
             results = future.result()
             if self._timeline is not None:
                 self._timeline.encode()
-            if self._accept_encoding is None and pack_inline(self._request, results):
-                self._respond(Answer(*encode_response(self._model, self._request, results)))
+            smallest = self._service.settings.compress_from
+            if not pack_inline(self._request, results):
+                packed = pack(self._model, self._request, results, self._accept_encoding, smallest)
+                self._handler.later(self._respond_with(packed))
+                return
+            answer = Answer(*encode_response(self._model, self._request, results))
+            coding = answer.worthwhile(self._accept_encoding, smallest)
+            if coding is None:
+                self._respond(answer)
             else:
-                self._handler.later(self._pack(results))
+                self._handler.later(self._respond_with(answer.compressed(coding)))
         except InferenceFailed as error:
             self._fail(dataplane.fault(self._inputs, error))
         except Exception as error:
             self._fail(error)
 
-    async def _pack(self, results: dict[str, np.ndarray]) -> None:
-        smallest = self._service.settings.compress_from
+    async def _respond_with(self, answer: Awaitable[Answer]) -> None:
         try:
-            self._respond(await pack(self._model, self._request, results, self._accept_encoding, smallest))
+            self._respond(await answer)
         except Exception as error:
             self._fail(error)
 

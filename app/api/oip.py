@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import dataplane, deadline
 from app.api.answers import error_response, error_responses
-from app.api.compression import Coding, accepted, compress
+from app.api.compression import Coding, accepted, compress, shrinks
 from app.api.dataplane import OFFLOAD_CLASSES_BYTES
 from app.api.model_config import model_config
 from app.api.oip_codec import (
@@ -255,6 +255,19 @@ class Answer:
             headers += [(b"content-encoding", self.coding.encode()), (b"vary", b"accept-encoding")]
         return headers
 
+    def worthwhile(self, accept_encoding: bytes | None, smallest: int) -> Coding | None:
+        """The coding that the client prefers, for an answer of at least `smallest` bytes that gets smaller by it."""
+        if accept_encoding is None or (coding := accepted(accept_encoding)) is None:
+            return None
+        return coding if sum(map(len, self.pieces)) >= smallest and shrinks(self.pieces) else None
+
+    async def compressed(self, coding: Coding) -> Answer:
+        """This answer, once it is."""
+        size = sum(map(len, self.pieces))
+        self.pieces = [await offload(size, lambda: compress(self.pieces, coding), INLINE_COMPRESS_BYTES)]
+        self.coding = coding
+        return self
+
 
 async def _send(answer: Answer, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": answer.headers()})
@@ -346,19 +359,11 @@ async def pack(
     accept_encoding: bytes | None,
     compress_from: int,
 ) -> Answer:
-    """The answer to a request, compressed if that is accepted and it has at least `compress_from` bytes."""
+    """The answer to a request, compressed if that is accepted and worthwhile from `compress_from` bytes on."""
     size, inline = _packing(request, results)
     answer = Answer(*await offload(size, partial(encode_response, model, request, results), inline))
-    if accept_encoding is not None and (coding := accepted(accept_encoding)) is not None:
-        await _compress(answer, coding, compress_from)
-    return answer
-
-
-async def _compress(answer: Answer, coding: Coding, smallest: int) -> None:
-    size = sum(map(len, answer.pieces))
-    if size >= smallest:
-        answer.pieces = [await offload(size, lambda: compress(answer.pieces, coding), INLINE_COMPRESS_BYTES)]
-        answer.coding = coding
+    coding = answer.worthwhile(accept_encoding, compress_from)
+    return answer if coding is None else await answer.compressed(coding)
 
 
 def _health(name: str, good: bool) -> Response:

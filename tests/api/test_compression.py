@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import zlib
 
+import numpy as np
 import pytest
 
-from app.api.compression import accepted, compress
+from app.api.compression import accepted, compress, shrinks
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,21 @@ def test_bodies_unpack():
     pieces = [b"{}", bytes(100_000), b"end"]
     assert gzip.decompress(compress(pieces, "gzip")) == b"".join(pieces)
     assert zlib.decompress(compress(pieces, "deflate")) == b"".join(pieces)
+
+
+FLOATS = np.random.default_rng(0).normal(size=4096).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "worthwhile"),
+    [
+        ([bytes(8), FLOATS.tobytes()], False),
+        ([FLOATS.tobytes(), bytes(100)], False),
+        ([str(FLOATS.tolist()).encode()], True),
+        ([memoryview(np.zeros(4096, np.float32)).cast("B"), b"{}"], True),
+        ([FLOATS.tobytes()[:300]], False),
+        ([b""], False),
+    ],
+)
+def test_what_is_worth_compressing(pieces: list[bytes | memoryview], worthwhile: bool):
+    assert shrinks(pieces) == worthwhile

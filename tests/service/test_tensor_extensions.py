@@ -206,6 +206,20 @@ def test_what_is_compressed_and_how_it_is_told(server: Server):
         assert (coding is None) == ("vary" not in answer.headers)
 
 
+@pytest.mark.parametrize(("noise", "coding"), [(0.0, "gzip"), (1.0, None)])
+@pytest.mark.parametrize("rows", [2000, 200_000])
+def test_tensors_as_bytes_are_compressed_when_they_get_smaller(server: Server, noise: float, coding: str, rows: int):
+    x = np.random.default_rng(rows).normal(scale=noise, size=(rows, 3)).astype(np.float32)
+    entry = {"name": "x", "shape": x.shape, "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
+    head = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    url = f"{server.url}/v2/models/offset/infer"
+    answer = httpx.post(url, content=head + x.tobytes(), headers=length | {"Accept-Encoding": "gzip, deflate"})
+    assert answer.headers.get("content-encoding") == coding
+    y = np.frombuffer(answer.content[int(answer.headers["inference-header-content-length"]) :], np.float32)
+    np.testing.assert_array_equal(y.reshape(x.shape), x + 1)
+
+
 @pytest.mark.parametrize("binary_input", [True, False])
 @pytest.mark.parametrize("binary_output", [True, False])
 def test_every_datatype_of_numbers_to_its_limits(
