@@ -181,7 +181,7 @@ class _Inference:
             if timeline is not None:
                 timeline.decode()
             self._request, self._inputs = decode(exchange.body, self._header_length, model)
-            self._future = submit(service, model, self._request, self._inputs, self._timeout, timeline, swift=True)
+            self._future = submit(service, model, self._request, self._inputs, self._timeout, timeline)
         except Exception as error:
             self._fail(error)
         else:

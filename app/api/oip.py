@@ -321,21 +321,12 @@ def submit(
     inputs: dict[str, np.ndarray],
     timeout_header: bytes | None,
     timeline: Timeline | None,
-    *,
-    swift: bool = False,
 ) -> asyncio.Future[dict[str, np.ndarray]]:
     """Queue a decoded request, as `dataplane.submit` does, with the shorter of its two time limits."""
     outputs = [output.name for output in request.outputs]
     timeout = deadline.earliest(request.timeout, deadline.seconds(timeout_header))
     return dataplane.submit(
-        service,
-        model,
-        inputs,
-        outputs,
-        timeout=timeout,
-        priority=request.priority,
-        timeline=timeline,
-        swift=swift,
+        service, model, inputs, outputs, timeout=timeout, priority=request.priority, timeline=timeline
     )
 
 

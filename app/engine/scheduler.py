@@ -41,8 +41,15 @@ CROWD = 2000
 HOLD_SHARE = 1 / 2
 """An answer is held for at most this share of the time that a new request would wait: without a queue, not at all."""
 
+LONE_TRIALS, LONE_RUNS = 4, 32
+"""Of requests in a row that each came when no other was on its way, executors run the first, the event loop the next.
+
+While it does, it hears nobody, and several clients would be served one by one. Whether there are several shows when it
+runs none, so after `LONE_RUNS` it tries again.
+"""
+
 COMPANY_SECONDS = 0.1
-"""How long the event loop runs nothing itself once somebody had to wait for it meanwhile."""
+"""How long the event loop runs nothing once a request came while another was on its way."""
 
 Tensor = np.ndarray
 Tensors = dict[str, Tensor]
@@ -144,8 +151,8 @@ class Scheduler:
 
     executors: threads that run batches. max_wait: longest estimated wait at admission, seconds. max_requests: most
     requests that may wait. reserve: as `WaitingLine` has it. hold: longest time for which an answer waits for others
-    that the event loop is told of with it, seconds. lone: longest expected time, seconds, of a single row with nothing
-    beside it that the event loop runs itself. clock, sleep: of monotonic seconds, for tests.
+    that the event loop is told of with it, seconds. lone: longest expected time, seconds, of a lone client's row that
+    the event loop runs itself. clock, sleep: of monotonic seconds, for tests.
     """
 
     def __init__(
@@ -174,8 +181,8 @@ class Scheduler:
         self._lone_seconds = lone
         self._lone: asyncio.Handle | None = None
         """The event loop's run of the only request, until it begins."""
-        self._deaf, self._company = False, -inf
-        """Whether who comes now had to wait for the event loop's run, and until when such company is counted with."""
+        self._alone_in_a_row, self._company_until = 0, -inf
+        """Requests since the last that came while another was on its way, and until when such are reckoned with."""
         self._stopping = False
         self._closed = False
         self._in_flight: set[Entry] = set()
@@ -250,15 +257,12 @@ class Scheduler:
         timeout: float = inf,
         priority: int = 0,
         runs: list[BatchRun] | None = None,
-        swift: bool = False,
     ) -> asyncio.Future[Tensors]:
         """Queue one validated request; from the event loop only. Cancel the future when its caller has gone.
 
         inputs: every input of the model; with a batch axis, all of the same number of rows (0 is legal).
         outputs: names of the wanted outputs. timeout: seconds that it may wait in the queue. priority: lower is first.
         runs: the batches that it was in are added here, the first `MOST_RUNS`, before the future ends.
-        swift: the event loop heard of it in this very turn; only then may the event loop run it itself, as it could not
-        tell otherwise whether others had to wait meanwhile.
         Raises Overloaded (queue full), Unavailable (shutting down), DeviceFailed. The future may end with
         DeadlineExceeded, InferenceFailed, DeviceFailed or Unavailable.
         """
@@ -297,29 +301,34 @@ class Scheduler:
             except KronserveError as error:
                 self._refused(model, error)
                 raise
+            if self._in_flight:
+                self._alone_in_a_row, self._company_until = 0, now + COMPANY_SECONDS
+            else:
+                self._alone_in_a_row += 1
             self._in_flight.add(entry)
-            self._send_for(entry, swift=swift)
+            self._send_for(entry)
         if timeout < inf:
             request.timer = self._loop.call_later(timeout, self._expire, entry)
         request.future.add_done_callback(partial(self._ended, entry))
         return request.future
 
-    def _send_for(self, entry: Entry, *, swift: bool) -> None:
-        """Have a queued request run, by the event loop itself if that has nothing else to do, or by an executor."""
+    def _send_for(self, entry: Entry) -> None:
+        """Have a queued request run, by the event loop itself if it is a lone client's, or by an executor."""
         assert self._loop is not None
-        if self._deaf:
-            self._company = entry.arrived + COMPANY_SECONDS
         if self._lone is not None:  # for the one before, which is not alone any more
             self._lone.cancel()
             self._lone = None
             self._condition.notify(2)
-        elif swift and self._line.requests == 1 and not self._line.running and self._is_brief(entry):
+        elif self._is_lone(entry):
             self._lone = self._loop.call_soon(self._run_lone)
         else:
             self._condition.notify()
 
-    def _is_brief(self, entry: Entry) -> bool:
-        return entry.rows <= 1 and entry.seconds < self._lone_seconds and entry.arrived >= self._company
+    def _is_lone(self, entry: Entry) -> bool:
+        if self._line.running or entry.rows > 1 or entry.seconds >= self._lone_seconds:
+            return False
+        tried = (self._alone_in_a_row - 1) % (LONE_TRIALS + LONE_RUNS) >= LONE_TRIALS
+        return tried and entry.arrived >= self._company_until
 
     async def close(self, grace: float) -> None:
         """Answer what was accepted, for at most `grace` seconds; then fail the rest and stop the executors."""
@@ -352,11 +361,7 @@ class Scheduler:
             self._loop.call_soon(self._loop.call_soon, self._rest)
 
     def _run_lone(self) -> None:
-        """Run the only request here: no thread has to be woken for it, nor the event loop for its answer.
-
-        Whoever comes meanwhile is heard in the event loop's next turn: uvloop reads before it calls `_hear`.
-        """
-        assert self._loop is not None
+        """Run the only request here: no thread has to be woken for it, nor the event loop for its answer."""
         self._lone = None
         taken = self._clock()
         batch, expired = self._take(taken)
@@ -372,11 +377,6 @@ class Scheduler:
             with self._condition:
                 self._line.paced(batch, self._clock() - taken)
         self._deliver(list(self._completed(results)))
-        self._deaf = True
-        self._loop.call_soon(self._hear)
-
-    def _hear(self) -> None:
-        self._deaf = False
 
     def _rest(self) -> None:
         now = self._clock()

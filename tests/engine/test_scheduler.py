@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import socket
+import itertools
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.engine.queueing import Batch
-from app.engine.scheduler import COMPANY_SECONDS, BatchRun, BatchTimes, Runnable, Scheduler
+from app.engine.scheduler import COMPANY_SECONDS, LONE_RUNS, LONE_TRIALS, BatchRun, BatchTimes, Runnable, Scheduler
 from app.errors import DeadlineExceeded, DeviceFailed, InferenceFailed, KronserveError, Overloaded, Unavailable
 from tests.engine.fakes import FATAL, POISON, DoublingModel, DyingModel
 
@@ -196,17 +195,15 @@ async def test_answers_wait_for_the_batch_of_another_executor_that_ends_sooner(m
 
 
 class WatchedModel(DoublingModel):
-    """Notes which of its runs were in the event loop, and what is called during them."""
+    """Notes which of its runs were in the event loop."""
 
     def __init__(self) -> None:
         super().__init__()
         self.in_loop: list[bool] = []
-        self.meanwhile: Callable[[], Any] = lambda: None
         self._thread = threading.get_ident()
 
     def run(self, inputs: Any, outputs: Any, *, alone: bool) -> list[np.ndarray]:
         self.in_loop.append(threading.get_ident() == self._thread)
-        self.meanwhile()
         return super().run(inputs, outputs, alone=alone)
 
 
@@ -214,87 +211,96 @@ BRIEF = 3 * 1e-4
 """Seconds that a row of it is expected to take."""
 
 
-async def test_the_event_loop_runs_a_lone_row_itself_and_an_executor_all_else():
-    model, other = WatchedModel(), DoublingModel("other")
-    async with running(model, other, lone=2 * BRIEF) as scheduler:
-        for values in ([1], [POISON], [], [3]):
-            future = scheduler.submit(model, rows(*values), ["y"], swift=True)
-            if POISON in values:
-                with pytest.raises(InferenceFailed):
-                    await future
-            else:
-                np.testing.assert_array_equal((await future)["y"], rows(*values)["x"] * 2)
-            await asyncio.sleep(0.001)
-        assert model.in_loop == [True] * 4
-        model.in_loop.clear()
-        await scheduler.submit(model, rows(1, 2), ["y"], swift=True)  # two executors do that in the time of one row
-        await asyncio.gather(*(scheduler.submit(model, rows(n), ["y"], swift=True) for n in range(2)))
-        await scheduler.submit(model, rows(4), ["y"])
+async def trials(scheduler: Scheduler, model: DoublingModel) -> None:
+    """As many lone requests as show that there is but one client."""
+    for _ in range(LONE_TRIALS):
+        await scheduler.submit(model, rows(1), ["y"])
+
+
+async def test_the_event_loop_runs_a_lone_client_s_rows_and_tries_again_whether_it_is_alone():
+    model = WatchedModel()
+    async with running(model, lone=2 * BRIEF) as scheduler:
+        for n in range(2 * (LONE_TRIALS + LONE_RUNS)):
+            result = await scheduler.submit(model, rows(*range(n, n + n % 2)), ["y"])
+            np.testing.assert_array_equal(result["y"], rows(*range(n, n + n % 2))["x"] * 2)
+        assert model.in_loop == [*[False] * LONE_TRIALS, *[True] * LONE_RUNS] * 2
+        await trials(scheduler, model)
+        with pytest.raises(InferenceFailed):
+            await scheduler.submit(model, rows(POISON), ["y"])
+        assert model.in_loop[-1]
+    assert (scheduler.counters.succeeded, scheduler.counters.failed) == (2 * LONE_RUNS + 3 * LONE_TRIALS, 1)
+    assert (scheduler.running, scheduler.queued) == (0, 0)
+
+
+async def test_executors_run_what_is_not_alone_or_has_several_rows():
+    model, other, now = WatchedModel(), DoublingModel("other"), [5.0]
+    async with running(model, other, lone=2 * BRIEF, clock=lambda: now[0]) as scheduler:
+        await trials(scheduler, model)
+        await scheduler.submit(model, rows(1, 2), ["y"])  # two executors do that in the time of one row
+        assert True not in model.in_loop
+        await scheduler.submit(model, rows(1), ["y"])
+        assert model.in_loop.pop()
+        await asyncio.gather(*(scheduler.submit(model, rows(n), ["y"]) for n in range(2)))  # the first seemed alone
+        assert True not in model.in_loop
         blocker = await blocked(scheduler, other)
-        await scheduler.submit(model, rows(5), ["y"], swift=True)
+        await scheduler.submit(model, rows(5), ["y"])
         other.gate.set()
         await blocker
-        assert model.in_loop == [False] * 6
-    assert (scheduler.counters.succeeded, scheduler.counters.failed) == (9, 1)
-    assert (scheduler.running, scheduler.queued) == (0, 0)
+        await trials(scheduler, model)
+        await scheduler.submit(model, rows(1), ["y"])
+        now[0] += COMPANY_SECONDS / 2
+        await scheduler.submit(model, rows(1), ["y"])
+        assert True not in model.in_loop, "not long ago there was another client"
+        now[0] += COMPANY_SECONDS
+        await scheduler.submit(model, rows(1), ["y"])
+        assert model.in_loop[-1]
+
+
+async def test_executors_run_what_comes_while_a_core_works_for_nobody():
+    model, other = WatchedModel(), DoublingModel("other")
+    async with running(model, other, lone=inf) as scheduler:
+        await trials(scheduler, model)
+        other.gate.clear()
+        abandoned = scheduler.submit(other, rows(1, 2), ["y"])
+        async with asyncio.timeout(10):
+            while scheduler.running < 2:  # noqa: ASYNC110  (executor threads set it)
+                await asyncio.sleep(0.001)
+        abandoned.cancel()
+        await asyncio.sleep(0)
+        future = scheduler.submit(model, rows(1), ["y"])
+        await asyncio.sleep(0.01)
+        other.gate.set()
+        await future
+    assert True not in model.in_loop
 
 
 async def test_the_event_loop_runs_no_row_that_takes_long():
     model = WatchedModel()
     async with running(model, lone=BRIEF / 2) as scheduler:
-        await scheduler.submit(model, rows(1), ["y"], swift=True)
-    assert model.in_loop == [False]
-
-
-def test_the_event_loop_runs_nothing_for_a_while_once_somebody_had_to_wait_for_it():
-    """In the server's event loop, since the order of its turns is what tells."""
-
-    async def scenario() -> None:
-        model, loop, now, futures = WatchedModel(), asyncio.get_running_loop(), [5.0], list[Any]()
-        near, far = socket.socketpair()
-        near.setblocking(False)
-
-        def submit() -> None:
-            futures.append(scheduler.submit(model, rows(near.recv(1)[0]), ["y"], swift=True))
-
-        async def answers(count: int) -> None:
-            while len(futures) < count or not all(future.done() for future in futures):  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
-
-        async with running(model, lone=inf, clock=lambda: now[0]) as scheduler:
-            loop.add_reader(near, submit)
-            with near, far:
-                model.meanwhile = lambda: far.send(bytes([2])) if len(futures) == 1 else None  # by another client
-                far.send(bytes([1]))
-                await answers(2)
-                for seconds in (COMPANY_SECONDS / 2, COMPANY_SECONDS):
-                    now[0] += seconds
-                    far.send(bytes([3]))
-                    await answers(len(futures) + 1)
-                loop.remove_reader(near)
-        assert model.in_loop == [True, False, False, True]
-        assert [future.result()["y"][0, 0] for future in futures] == [2, 4, 6, 6]
-
-    uvloop.run(scenario())
+        await trials(scheduler, model)
+        await scheduler.submit(model, rows(1), ["y"])
+    assert True not in model.in_loop
 
 
 async def test_a_request_that_ends_before_the_event_loop_runs_it_is_not_run():
     model = WatchedModel()
     async with running(model, lone=inf) as scheduler:
-        scheduler.submit(model, rows(1), ["y"], swift=True).cancel()
+        await trials(scheduler, model)
+        scheduler.submit(model, rows(1), ["y"]).cancel()
         await asyncio.sleep(0.01)
         with pytest.raises(DeadlineExceeded):
-            await scheduler.submit(model, rows(2), ["y"], timeout=0.0, swift=True)
-        await scheduler.submit(model, rows(3), ["y"], swift=True)
-    assert model.in_loop == [True]
-    assert (scheduler.counters.cancelled, scheduler.counters.expired, scheduler.counters.succeeded) == (1, 1, 1)
+            await scheduler.submit(model, rows(2), ["y"], timeout=0.0)
+        await scheduler.submit(model, rows(3), ["y"])
+    assert model.in_loop == [False] * LONE_TRIALS + [True]
+    assert (scheduler.counters.cancelled, scheduler.counters.expired) == (1, 1)
 
 
 async def test_what_ends_a_run_in_the_event_loop_leaves_nobody_waiting():
-    dying = DyingModel("dying")
-    async with running(dying, lone=inf) as scheduler:
+    model, dying = DoublingModel(), DyingModel("dying")
+    async with running(model, dying, lone=inf) as scheduler:
+        await trials(scheduler, model)
         with pytest.raises(DeviceFailed, match="event loop died"):
-            await scheduler.submit(dying, rows(1), ["y"], swift=True)
+            await scheduler.submit(dying, rows(1), ["y"])
         with pytest.raises(DeviceFailed):
             scheduler.submit(dying, rows(1), ["y"])
 
@@ -489,10 +495,13 @@ def test_every_request_ends_exactly_once(
     async def scenario() -> None:
         models = [DoublingModel("a", batch_limit=limit), DoublingModel("b", batch_limit=limit)]
         bounds: dict[str, Any] = {"max_wait": inf, "max_requests": 30, "reserve": reserve, "hold": hold, "lone": lone}
+        if lone:  # time flies, so that the event loop takes what comes alone
+            bounds["clock"] = itertools.count().__next__
         scheduler = Scheduler(executors=executors, **bounds)
         scheduler.start()
         for model in models:
             scheduler.register(model)
+        await trials(scheduler, models[0])
         accepted = []
         refused = 0
         for kind, count, which, priority in requests:
@@ -503,9 +512,7 @@ def test_every_request_ends_exactly_once(
                 values[len(values) // 2] = POISON
             timeout = 0.0 if kind == "hurry" else inf
             try:
-                future = scheduler.submit(
-                    models[which], rows(*values), ["y"], timeout=timeout, priority=priority, swift=True
-                )
+                future = scheduler.submit(models[which], rows(*values), ["y"], timeout=timeout, priority=priority)
             except Overloaded:
                 refused += 1
                 continue
@@ -524,8 +531,8 @@ def test_every_request_ends_exactly_once(
                 np.testing.assert_array_equal(future.result()["y"], rows(*values)["x"] * 2)
         counters = scheduler.counters
         endings = counters.succeeded + counters.failed + counters.expired + counters.cancelled + counters.aborted
-        assert (counters.submitted, counters.refused) == (len(requests), refused)
-        assert endings == len(accepted)
+        assert (counters.submitted, counters.refused) == (LONE_TRIALS + len(requests), refused)
+        assert endings == LONE_TRIALS + len(accepted)
         assert (scheduler.queued, scheduler.running) == (0, 0)
 
     asyncio.run(scenario())
