@@ -38,7 +38,7 @@ from app.tasks.tensors import check_inputs
 from app.timeline import Timeline, note_decoding, note_model, timeline_of
 
 INLINE_COMPRESS_BYTES = 1 << 17
-"""Answers up to this size are compressed in the event loop; it takes a few nanoseconds a byte and releases the GIL."""
+"""Answers up to this size are compressed in the event loop: a thread costs more than that takes."""
 
 INFER_ROUTE = SimpleNamespace(path="/v2/models/{model}/infer")
 """What the metrics count inference under, with and without a version."""

@@ -60,8 +60,7 @@ class Device:
     def lone(self) -> float:
         """Seconds, as expected, for which the event loop may run a lone row itself, and hear nobody meanwhile.
 
-        Waking an executor for it, and the event loop for its answer, takes 0.1 to 0.3 ms. A GPU that hangs must not
-        hang the event loop.
+        No thread has to be woken for it then. A GPU that hangs must not hang the event loop.
         """
         return 0.0 if self.on_gpu else 0.01
 
