@@ -25,6 +25,13 @@ logger = logging.getLogger(__name__)
 CACHE_LINE = 64
 GRAPH, WEIGHTS, SUMS = "model.onnx", "weights.bin", "sha256.json"
 
+SPIN_MICROSECONDS = 300
+"""How long a session's further threads wait for work before they sleep.
+
+A lone client's next request comes about as soon as it has its answer; threads that sleep by then, and processors that
+idle, take longer to wake. Past that they would take a processor from others.
+"""
+
 
 def key(files: Iterable[Path], unit: str | None = None) -> str:
     """Names a model's compiled form: its files' content, ONNX Runtime's version, the processor or another unit."""
@@ -106,14 +113,14 @@ def _misaligned(graph: Path) -> bool:
 def session_options(threads: int) -> ort.SessionOptions:
     """Options of every CPU session; `threads` is the number of cores that one run uses, the caller's included.
 
-    Several threads spin while a run lasts, since waking them would cost what they win, and stop when it ends.
+    Several threads spin while a run lasts, since waking them would cost what they win, and `SPIN_MICROSECONDS` longer.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and told to whom it concerns
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     return options
 
 
