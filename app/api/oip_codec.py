@@ -12,6 +12,7 @@ from itertools import accumulate, chain
 from math import prod
 from operator import mul
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import orjson
@@ -102,16 +103,8 @@ def decode_request(body: bytes | bytearray, header_length: bytes | None, model: 
     header_length: value of Inference-Header-Content-Length, or None when the whole body is JSON. "0" means that the
     body is the raw tensor of the model's only input, batch 1.
     """
-    request = _decode_body(body, header_length, model)
-    for spec in model.outputs:
-        if spec.datatype in BINARY_ONLY and (request.outputs or not spec.on_request):
-            _must_be_binary(request, spec.name, spec.datatype)
-    return request
-
-
-def _decode_body(body: bytes | bytearray, header_length: bytes | None, model: Model) -> InferRequest:
     if header_length is None:
-        return _decode_json(bytes(body), _Blobs(memoryview(b""), 0), model)
+        return _decode_document(bytes(body), _Blobs(memoryview(b""), 0), model)
     if not header_length.isdigit() or len(header_length) > LONGEST_NUMBER:
         raise InvalidRequest(f"Inference-Header-Content-Length is not a length: {header_length[:40]!r}")
     length = int(header_length)
@@ -120,10 +113,66 @@ def _decode_body(body: bytes | bytearray, header_length: bytes | None, model: Mo
     if length == 0:
         return InferRequest(_decode_raw(memoryview(body), model), binary_default=True)
     blobs = _Blobs(memoryview(body), length)
-    request = _decode_json(bytes(memoryview(body)[:length]), blobs, model)
+    text = bytes(memoryview(body)[:length])
+    layouts = _layouts(model)
+    layout = layouts.get(text)
+    request = _decode_document(text, blobs, model, layouts) if layout is None else layout.read(blobs)
     if blobs.position != len(body):
         raise InvalidRequest(f"{len(body) - blobs.position} bytes follow the last binary tensor")
     return request
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What the JSON before binary tensors says, in a request that was decoded: clients repeat it word for word."""
+
+    inputs: tuple[tuple[str, str, np.dtype[Any], list[int], int], ...]
+    """Name, datatype twice, shape and bytes of each tensor."""
+    outputs: tuple[OutputRequest, ...]
+    binary_default: bool
+    timeout: float | None
+    priority: int
+
+    def read(self, blobs: _Blobs) -> InferRequest:
+        """The request that has these tensors."""
+        tensors = {
+            name: from_bytes(blobs.take(size, name), name, datatype, dtype, shape)
+            for name, datatype, dtype, shape, size in self.inputs
+        }
+        return InferRequest(tensors, self.outputs, None, self.binary_default, self.timeout, self.priority)
+
+
+MOST_LAYOUTS = 64
+"""Layouts of one model that are remembered."""
+
+_LAYOUTS: WeakKeyDictionary[Model, dict[bytes, _Layout]] = WeakKeyDictionary()
+
+
+def _layouts(model: Model) -> dict[bytes, _Layout]:
+    """Those of the model, by the JSON's text. Each was made by a request that this model takes."""
+    known = _LAYOUTS.get(model)
+    if known is None:
+        known = _LAYOUTS[model] = {}
+    return known
+
+
+def _remember(layouts: dict[bytes, _Layout], text: bytes, inputs: list[dict[str, Any]], request: InferRequest) -> None:
+    """Keep the layout of a request, if it can come again: one with an `id` would hardly."""
+    if len(text) > SMALL_DOCUMENT or request.id is not None or any(item.get("data") is not None for item in inputs):
+        return
+    if len(layouts) >= MOST_LAYOUTS:
+        layouts.clear()
+    tensors = tuple(
+        (
+            item["name"],
+            item["datatype"],
+            NUMPY_TYPES[item["datatype"]],
+            item["shape"],
+            item["parameters"]["binary_data_size"],
+        )
+        for item in inputs
+    )
+    layouts[text] = _Layout(tensors, request.outputs, request.binary_default, request.timeout, request.priority)
 
 
 def _must_be_binary(request: InferRequest, name: str, datatype: str) -> None:
@@ -173,7 +222,10 @@ def encode_response(
     return [header, *blobs], (len(header) if blobs or request.binary_default else None)
 
 
-def _decode_json(text: bytes, blobs: _Blobs, model: Model) -> InferRequest:
+def _decode_document(
+    text: bytes, blobs: _Blobs, model: Model, layouts: dict[bytes, _Layout] | None = None
+) -> InferRequest:
+    """The request that a JSON text and the binary tensors after it are; remembered in `layouts` where that helps."""
     document = _parse(text)
     inputs = document.get("inputs")
     if not isinstance(inputs, list):
@@ -204,7 +256,7 @@ def _decode_json(text: bytes, blobs: _Blobs, model: Model) -> InferRequest:
     priority = parameters.get("priority", 0)
     if not _is_count(priority):
         raise InvalidRequest("priority must be a non-negative integer", field="priority")
-    return InferRequest(
+    request = InferRequest(
         tensors,
         tuple(_decode_outputs(outputs, binary_default, model)),
         identifier,
@@ -212,6 +264,12 @@ def _decode_json(text: bytes, blobs: _Blobs, model: Model) -> InferRequest:
         timeout / 1e6 if timeout else None,
         priority,
     )
+    for spec in model.outputs:
+        if spec.datatype in BINARY_ONLY and (request.outputs or not spec.on_request):
+            _must_be_binary(request, spec.name, spec.datatype)
+    if layouts is not None:
+        _remember(layouts, text, inputs, request)
+    return request
 
 
 def _parse(text: bytes) -> dict[str, Any]:
