@@ -65,7 +65,7 @@ class Entry:
         return self.rows - self.taken
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Slice:
     """Rows [start, stop) of one entry, as a part of a batch."""
 
@@ -74,10 +74,11 @@ class Slice:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Batch:
     """What one executor runs at once: slices of one lane. `alone`: nothing else is waiting or running.
 
+    rows, elements: of the inputs of all slices.
     seconds_per_element: the model's measured rate when it was taken.
     reason: why it has no more rows. "drained": no more were waiting. "full": it holds as many as the model's batch may.
     "shared": the rest is for the executors that will be free next.
@@ -85,19 +86,11 @@ class Batch:
 
     model: Any
     slices: tuple[Slice, ...]
+    rows: int
+    elements: int
     alone: bool
     seconds_per_element: float
     reason: str
-
-    @property
-    def rows(self) -> int:
-        """Rows of all slices."""
-        return sum(part.stop - part.start for part in self.slices)
-
-    @property
-    def elements(self) -> int:
-        """Input elements of all slices."""
-        return self.rows * self.slices[0].entry.width
 
     @property
     def expected(self) -> float:
@@ -229,9 +222,10 @@ class WaitingLine:
             if slices:
                 self.running += 1
                 alone = self.requests == 0 and self.running == 1
-                batch = Batch(model, slices, alone, line.seconds_per_element, reason)
-                line.running += batch.elements
-                return batch
+                rows = sum([part.stop - part.start for part in slices])
+                elements = rows * head.width
+                line.running += elements
+                return Batch(model, slices, rows, elements, alone, line.seconds_per_element, reason)
         return None
 
     def done(self, batch: Batch, seconds: float) -> None:

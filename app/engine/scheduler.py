@@ -48,6 +48,9 @@ While it does, it hears nobody, and several clients would be served one by one. 
 runs none, so after `LONE_RUNS` it tries again.
 """
 
+EXPIRY_SECONDS = 0.005
+"""Deadlines are looked after together, at least this long apart: a timer for each would cost every request."""
+
 COMPANY_SECONDS = 0.1
 """How long the event loop runs nothing once a request came while another was on its way."""
 
@@ -103,7 +106,6 @@ class Request:
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...]
     future: asyncio.Future[Tensors]
-    timer: asyncio.TimerHandle | None = None
     parts: dict[int, list[Tensor]] = field(default_factory=dict)
     """Finished slices by their first row."""
     rows_left: int = 0
@@ -134,6 +136,18 @@ class BatchTimes:
     stack: float = 0.0
     infer: float = 0.0
     split: float = 0.0
+
+
+class _Outcome(NamedTuple):
+    """What became of a batch: of each slice, when it began, and what it took.
+
+    clean: whether all went well, so that the time says something of the model's rate.
+    """
+
+    results: list[Result]
+    clean: bool
+    started: float
+    times: BatchTimes
 
 
 class Observer(Protocol):
@@ -172,7 +186,9 @@ class Scheduler:
         self._executors, self._hold = executors, hold
         self._observers = tuple(observers)
         self._clock, self._sleep = clock, sleep
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        """Of the waiting line, and of slices' results that are not all there."""
+        self._work_came = threading.Condition(self._lock)
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._outbox = _Outbox()
@@ -186,6 +202,9 @@ class Scheduler:
         self._stopping = False
         self._closed = False
         self._in_flight: set[Entry] = set()
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expires, self._expired = inf, -inf
+        """When deadlines are looked after next, and when they last were."""
         self._rested, self._refusals = 0.0, 0
         """When the loop last could have rested, and the refusals since: from the first on, it is about to."""
         self._retiring: set[Runnable] = set()
@@ -203,7 +222,7 @@ class Scheduler:
 
     def register(self, model: Runnable) -> None:
         """Make a model known to the line."""
-        with self._condition:
+        with self._lock:
             self._add_line(model)
 
     def _add_line(self, model: Runnable) -> None:
@@ -216,7 +235,7 @@ class Scheduler:
 
     def retire(self, model: Runnable) -> None:
         """Forget a model as soon as nothing of it waits. Its requests that were decoded by now are still taken."""
-        with self._condition:
+        with self._lock:
             self._retiring.add(model)
             self._forget_idle()
 
@@ -290,7 +309,7 @@ class Scheduler:
             priority=priority,
         )
         self.counters.submitted += 1
-        with self._condition:
+        with self._lock:
             try:
                 try:
                     self._line.admit(entry)
@@ -307,8 +326,8 @@ class Scheduler:
                 self._alone_in_a_row += 1
             self._in_flight.add(entry)
             self._send_for(entry)
-        if timeout < inf:
-            request.timer = self._loop.call_later(timeout, self._expire, entry)
+        if entry.deadline < self._expires:
+            self._expire_at(entry.deadline, now)
         request.future.add_done_callback(partial(self._ended, entry))
         return request.future
 
@@ -318,11 +337,11 @@ class Scheduler:
         if self._lone is not None:  # for the one before, which is not alone any more
             self._lone.cancel()
             self._lone = None
-            self._condition.notify(2)
+            self._work_came.notify(2)
         elif self._is_lone(entry):
             self._lone = self._loop.call_soon(self._run_lone)
         else:
-            self._condition.notify()
+            self._work_came.notify()
 
     def _is_lone(self, entry: Entry) -> bool:
         if self._line.running or entry.rows > 1 or entry.seconds >= self._lone_seconds:
@@ -337,10 +356,10 @@ class Scheduler:
         if pending:
             await asyncio.wait(pending, timeout=grace)
         self.abort()
-        with self._condition:
+        with self._lock:
             self._line.drain()
             self._stopping = True
-            self._condition.notify_all()
+            self._work_came.notify_all()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 1.0)
 
@@ -362,21 +381,24 @@ class Scheduler:
 
     def _run_lone(self) -> None:
         """Run the only request here: no thread has to be woken for it, nor the event loop for its answer."""
+        assert self._loop is not None
         self._lone = None
         taken = self._clock()
-        batch, expired = self._take(taken)
+        with self._lock:
+            batch, expired = self._take(taken)
         self._deliver(expired)
         if batch is None:  # its client has left, or it came too late
             return
         try:
-            results, clean = self._run(batch, lambda: None)
+            outcome = self._run(batch, lambda: None)
         except BaseException as error:
             self._died("a run in the event loop", error)
             return
-        if clean:
-            with self._condition:
+        if outcome.clean:
+            with self._lock:
                 self._line.paced(batch, self._clock() - taken)
-        self._deliver(list(self._completed(results)))
+        self._deliver(list(self._completed(outcome.results)))
+        self._loop.call_soon(self._tell, batch, outcome)  # once the answer is written
 
     def _rest(self) -> None:
         now = self._clock()
@@ -389,11 +411,9 @@ class Scheduler:
         """Bookkeeping when a request's future ends, however it ends."""
         self._in_flight.discard(entry)
         request: Request = entry.payload
-        if request.timer is not None:
-            request.timer.cancel()
         request.parts.clear()
         request.inputs = {}
-        with self._condition:
+        with self._lock:
             self._line.discard(entry)
             if self._retiring:
                 self._forget_idle()
@@ -423,10 +443,25 @@ class Scheduler:
             self._line.forget(model)
             self._retiring.discard(model)
 
-    def _expire(self, entry: Entry) -> None:
-        """The deadline timer: a request of which nothing has been started ends here."""
-        if entry.waiting and entry.taken == 0:
-            self._fail(entry, _deadline_exceeded(entry))
+    def _expire_at(self, deadline: float, now: float) -> None:
+        """Look after deadlines when this one passes, but not all the time."""
+        assert self._loop is not None
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expires = max(deadline, self._expired + EXPIRY_SECONDS)
+        self._expiry = self._loop.call_later(self._expires - now, self._expire)
+
+    def _expire(self) -> None:
+        """The requests whose deadline has passed and of which nothing has been started end here."""
+        now = self._clock()
+        self._expiry, self._expires, self._expired = None, inf, now
+        untouched = [entry for entry in self._in_flight if entry.waiting and entry.taken == 0]
+        for entry in untouched:
+            if entry.deadline <= now:
+                self._fail(entry, _deadline_exceeded(entry))
+        left = min((entry.deadline for entry in untouched if entry.deadline > now), default=inf)
+        if left < inf:
+            self._expire_at(left, now)
 
     def _fail(self, entry: Entry, error: KronserveError) -> None:
         future: asyncio.Future[Tensors] = entry.payload.future
@@ -465,12 +500,11 @@ class Scheduler:
             self._loop.call_soon_threadsafe(self._abandon, self.device_failure)
 
     def _take(self, now: float) -> tuple[Batch | None, list[Result]]:
-        """The next batch if anything waits, and the errors of those whose deadline had passed."""
-        with self._condition:
-            batch = self._line.take(now)
-            expired, self._line.expired = self._line.expired, []
-            if self._line.requests:
-                self._condition.notify()  # what this batch leaves behind is for the next idle executor
+        """The next batch if anything waits, and the errors of those whose deadline had passed; under the lock."""
+        batch = self._line.take(now)
+        expired, self._line.expired = self._line.expired, []
+        if self._line.requests:
+            self._work_came.notify()  # what this batch leaves behind is for the next idle executor
         return batch, [(Slice(entry, 0, entry.rows), _deadline_exceeded(entry)) for entry in expired]
 
     def _execute(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -478,7 +512,7 @@ class Scheduler:
         batch: Batch | None = None
         outbox = self._outbox
         while True:
-            with self._condition:
+            with self._lock:
                 if batch is not None and clean:
                     self._line.paced(batch, self._clock() - taken)
                 batch, expired = self._take(self._clock())
@@ -486,14 +520,16 @@ class Scheduler:
                 if batch is None and not expired and outbox.empty:
                     if self._stopping:
                         return
-                    self._condition.wait()
+                    self._work_came.wait()
                     continue
             outbox.put(expired, taken)
             if batch is not None:
-                results, clean = self._run(batch, partial(self._prepared, number, batch, loop))
+                outcome = self._run(batch, partial(self._prepared, number, batch, loop))
+                self._tell(batch, outcome)
+                clean = outcome.clean
                 self._ends[number] = inf
-                outbox.put(list(self._completed(results)), self._clock())
-                del results
+                outbox.put(list(self._completed(outcome.results)), self._clock())
+                del outcome
             else:
                 self._hand_over(loop)
             del expired  # while it waits for work, a thread must not keep a retired model alive
@@ -512,8 +548,8 @@ class Scheduler:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 loop.call_soon_threadsafe(self._deliver, results)
 
-    def _run(self, batch: Batch, ready: Callable[[], None]) -> tuple[list[Result], bool]:
-        """What became of each slice, and whether all went well, so that the time says something of the model's rate.
+    def _run(self, batch: Batch, ready: Callable[[], None]) -> _Outcome:
+        """Run a batch, halved where that is needed.
 
         ready: called when all is prepared and the model runs next, unless nothing is to be run.
         """
@@ -529,20 +565,23 @@ class Scheduler:
             finished = [(part, failure) for part in batch.slices]
             clean = False
         times.whole = self._clock() - started
-        with self._condition:
+        with self._lock:
             self._line.done(batch, times.whole)
         guilty = set() if clean else {part.entry for part, result in finished if isinstance(result, KronserveError)}
         for part in batch.slices:
             runs = part.entry.payload.runs
             if runs is not None and len(runs) < MOST_RUNS:
                 runs.append(BatchRun(started, started + times.whole, batch.rows, part.entry in guilty))
-        waited = [started - part.entry.arrived for part in batch.slices if part.start == 0]
+        return _Outcome(finished, clean, started, times)
+
+    def _tell(self, batch: Batch, outcome: _Outcome) -> None:
+        """Tell the observers of a batch."""
+        waited = [outcome.started - part.entry.arrived for part in batch.slices if part.start == 0]
         for observer in self._observers:
             try:
-                observer.batch_done(batch, waited, times)
+                observer.batch_done(batch, waited, outcome.times)
             except Exception:  # whoever only watches must not cost anybody an answer
                 logger.exception("an observer failed")
-        return finished, clean
 
     def _completed(self, results: Iterable[Result]) -> Iterator[Result]:
         """The results that end a request: errors, whole requests, and those whose last slice this is, put together."""
@@ -551,7 +590,7 @@ class Scheduler:
             if isinstance(result, KronserveError) or part.stop - part.start == part.entry.rows:
                 yield part, result
                 continue
-            with self._condition:
+            with self._lock:
                 request.parts[part.start] = result
                 request.rows_left -= part.stop - part.start
                 if request.rows_left:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -30,9 +31,9 @@ async def running(
     max_requests: int = 1000,
     hold: float = 0.0,
     lone: float = 0.0,
-    **clock: Callable[..., Any],
+    **others: Any,
 ) -> AsyncIterator[Scheduler]:
-    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests, hold=hold, lone=lone, **clock)
+    scheduler = Scheduler(executors=executors, max_wait=inf, max_requests=max_requests, hold=hold, lone=lone, **others)
     scheduler.start()
     for model in models:
         scheduler.register(model)
@@ -232,6 +233,28 @@ async def test_the_event_loop_runs_a_lone_client_s_rows_and_tries_again_whether_
     assert (scheduler.running, scheduler.queued) == (0, 0)
 
 
+async def test_a_lone_client_s_answer_goes_before_what_is_noted_of_its_batch():
+    order: list[str] = []
+
+    class Noting:
+        def batch_done(self, batch: Batch, waited: list[float], times: BatchTimes) -> None:
+            order.append("batch")
+
+        def request_done(self, model: Runnable, seconds: float, error: KronserveError | None) -> None:
+            pass
+
+    model = WatchedModel()
+    async with running(model, lone=inf, observers=[Noting()]) as scheduler:
+        await trials(scheduler, model)
+        order.clear()
+        future = scheduler.submit(model, rows(1), ["y"])
+        future.add_done_callback(lambda _: order.append("answer"))
+        await future
+        await asyncio.sleep(0)
+    assert model.in_loop[-1]
+    assert order == ["answer", "batch"]
+
+
 async def test_executors_run_what_is_not_alone_or_has_several_rows():
     model, other, now = WatchedModel(), DoublingModel("other"), [5.0]
     async with running(model, other, lone=2 * BRIEF, clock=lambda: now[0]) as scheduler:
@@ -348,6 +371,28 @@ async def test_deadline_in_the_queue_ends_the_request_and_its_work_is_not_done()
         await blocker
     assert model.batches == [1]
     assert scheduler.counters.expired == 1
+
+
+async def test_deadlines_in_any_order_end_the_requests_they_are_of_and_none_too_soon():
+    model = DoublingModel()
+    limits = [0.15, 0.02, *(0.03 + n / 2000 for n in range(100)), 0.01]
+    async with running(model, executors=1) as scheduler:
+        blocker = await blocked(scheduler, model)
+        patient = scheduler.submit(model, rows(1), ["y"], timeout=60.0)
+
+        async def seconds(limit: float) -> float:
+            started = time.monotonic()
+            with pytest.raises(DeadlineExceeded):
+                await scheduler.submit(model, rows(2), ["y"], timeout=limit)
+            return time.monotonic() - started
+
+        took = await asyncio.gather(*map(seconds, limits))
+        assert all(taken >= limit for taken, limit in zip(took, limits, strict=True))
+        assert not patient.done()
+        model.gate.set()
+        await asyncio.gather(blocker, patient)
+    assert sum(model.batches) == 2
+    assert scheduler.counters.expired == len(limits)
 
 
 async def test_cancelled_requests_are_not_run():
