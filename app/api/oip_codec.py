@@ -114,8 +114,8 @@ def decode_request(body: bytes | bytearray, header_length: bytes | None, model: 
         return InferRequest(_decode_raw(memoryview(body), model), binary_default=True)
     blobs = _Blobs(memoryview(body), length)
     text = bytes(memoryview(body)[:length])
-    layouts = _layouts(model)
-    layout = layouts.get(text)
+    layouts = _layouts(model) if length <= SMALL_DOCUMENT else None
+    layout = None if layouts is None else layouts.get(text)
     request = _decode_document(text, blobs, model, layouts) if layout is None else layout.read(blobs)
     if blobs.position != len(body):
         raise InvalidRequest(f"{len(body) - blobs.position} bytes follow the last binary tensor")
@@ -158,7 +158,7 @@ def _layouts(model: Model) -> dict[bytes, _Layout]:
 
 def _remember(layouts: dict[bytes, _Layout], text: bytes, inputs: list[dict[str, Any]], request: InferRequest) -> None:
     """Keep the layout of a request, if it can come again: one with an `id` would hardly."""
-    if len(text) > SMALL_DOCUMENT or request.id is not None or any(item.get("data") is not None for item in inputs):
+    if request.id is not None or any(item.get("data") is not None for item in inputs):
         return
     if len(layouts) >= MOST_LAYOUTS:
         layouts.clear()
