@@ -48,7 +48,8 @@ class Executors:
         self._name = session.get_inputs()[0].name
         self._waiting: deque[tuple[asyncio.Transport, np.ndarray]] = deque()
         self._came = threading.Condition()
-        for _ in range(len(os.sched_getaffinity(0))):
+        self._executors = len(os.sched_getaffinity(0))
+        for _ in range(self._executors):
             threading.Thread(target=self._work, daemon=True).start()
 
     def submit(self, transport: asyncio.Transport, row: np.ndarray) -> None:
@@ -62,7 +63,7 @@ class Executors:
             with self._came:
                 while not self._waiting:
                     self._came.wait()
-                rows = max(1, min(self._batch, (len(self._waiting) + 1) // 2))  # some for the other executor
+                rows = min(self._batch, -(-len(self._waiting) // self._executors))  # some for the others
                 taken = [self._waiting.popleft() for _ in range(rows)]
             output = self._session.run(None, {self._name: np.concatenate([row for _, row in taken])})[0]
             answers = [(transport, output[at].tobytes()) for at, (transport, _) in enumerate(taken)]

@@ -149,7 +149,7 @@ _LAYOUTS: WeakKeyDictionary[Model, dict[bytes, _Layout]] = WeakKeyDictionary()
 
 
 def _layouts(model: Model) -> dict[bytes, _Layout]:
-    """Those of the model, by the JSON's text. Each was made by a request that this model takes."""
+    """Those of the model, by the JSON's text; each was decoded for this model, with the tensors that it announces."""
     known = _LAYOUTS.get(model)
     if known is None:
         known = _LAYOUTS[model] = {}
