@@ -5,7 +5,8 @@ Rules
   from one lane.
 - A free executor takes work at once. Batches grow only because all executors were busy while requests arrived.
 - Who is next: the highest priority level; among models, the one that has received the least executor time (so a slow
-  model cannot crowd out a fast one); within a model, the oldest request.
+  model cannot crowd out a fast one); within a model, the oldest request. Time that a model received while no other
+  wanted any is not held against it, and no model is ever more than `LEAD_SECONDS` ahead.
 - A request with more rows than a batch holds is taken in slices. While it has had less than a turn's time it keeps its
   place, so that medium requests end in order; from then on the rest queues, after each slice, behind those waiting.
 - Admission is bounded by the estimated wait in seconds and by the number of waiting requests.
@@ -33,8 +34,17 @@ ADMITTED = 0.85
 TURN_SECONDS = 0.1
 """Executor time after which a request that is taken in slices lets others go first."""
 
+LEAD_SECONDS = 1.0
+"""Executor time by which a model may be ahead of the others, unless one batch takes longer: what it waits at most."""
+
 RATE_SMOOTHING = 0.1
 """Weight of the newest batch in a model's moving average of seconds per element."""
+
+SURPRISE = 4.0
+"""In that average a batch counts for at most this many times what it was expected to take.
+
+A machine that stood still for a while would otherwise have the queue refuse what it could well take.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -118,12 +128,19 @@ class _Line:
     batch_elements: int
     seconds_per_element: float
     used: float = 0.0
-    """Executor seconds received, raised to the others' level whenever the line had been empty."""
+    """Executor seconds received, as far as they count against others that want some."""
     order: _Heap = field(default_factory=list)
     lanes: dict[Hashable, _Lane] = field(default_factory=dict)
     waiting: int = 0
     running: int = 0
     """Input elements that executors are working on."""
+    backlog: float = 0.0
+    """Estimated executor time of all that waits."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it wants executor time, or is receiving some."""
+        return self.waiting > 0 or self.running > 0
 
     def compact(self) -> None:
         """Drop the items of entries that have left, when they outnumber those that wait."""
@@ -149,6 +166,7 @@ class WaitingLine:
         self._lines: dict[Hashable, _Line] = {}
         self._sequence = count()
         self._backlog = 0.0
+        self._most_used = 0.0
         self.requests = 0
         self.running = 0
         self.expired: list[Entry] = []
@@ -174,6 +192,11 @@ class WaitingLine:
         """Seconds until a request that arrives now would start, by the measured rates."""
         return self._backlog / self._executors
 
+    def wait_behind(self, model: Hashable) -> float:
+        """Seconds that the executors need for what waits for this model alone."""
+        line = self._lines.get(model)
+        return line.backlog / self._executors if line else 0.0
+
     def check_room(self) -> None:
         """Raise Overloaded, with the seconds after which to try again, when nothing more is admitted."""
         crowded = self.requests >= self._max_requests
@@ -194,10 +217,10 @@ class WaitingLine:
                 "the queue has stalled; try again later", retry_after=self._max_wait, reason="queue_stalled"
             )
         entry.seconds = entry.rows * entry.width * line.seconds_per_element
-        self._backlog += entry.seconds
-        if not line.waiting:
-            floor = min((other.used for other in self._lines.values() if other.waiting), default=line.used)
-            line.used = max(line.used, floor)
+        if not line.active:
+            least = self._least_used(line)
+            line.used = self._most_used if least is None else max(least, line.used)
+            self._bound_lead(line, entry.seconds)
         self._push(line, entry)
 
     def discard(self, entry: Entry) -> bool:
@@ -234,8 +257,10 @@ class WaitingLine:
         line = self._lines.get(batch.model)
         if line is None:
             return
-        line.used += seconds
         line.running -= batch.elements
+        line.used += seconds
+        self._bound_lead(line, batch.expected)
+        self._most_used = max(self._most_used, line.used)
 
     def paced(self, batch: Batch, seconds: float) -> None:
         """An executor is free for the next batch `seconds` after it took `batch`: the model's rate, by the clock.
@@ -244,7 +269,7 @@ class WaitingLine:
         """
         line = self._lines.get(batch.model)
         if line is not None and batch.elements:
-            rate = seconds / batch.elements
+            rate = min(seconds / batch.elements, SURPRISE * line.seconds_per_element)
             line.seconds_per_element += RATE_SMOOTHING * (rate - line.seconds_per_element)
 
     def drain(self) -> list[Entry]:
@@ -253,6 +278,16 @@ class WaitingLine:
         for entry in left:
             self._leave(self._lines[entry.model], entry)
         return left
+
+    def _least_used(self, line: _Line) -> float | None:
+        """What the model has received that received least, of the others that want some; None if none does."""
+        return min((other.used for other in self._lines.values() if other is not line and other.active), default=None)
+
+    def _bound_lead(self, line: _Line, batch_seconds: float) -> None:
+        """Forget what a model received beyond `LEAD_SECONDS`, or a batch, more than the others."""
+        least = self._least_used(line)
+        if least is not None:
+            line.used = min(line.used, least + max(LEAD_SECONDS, batch_seconds))
 
     def _push(self, line: _Line, entry: Entry) -> None:
         entry.sequence, entry.waiting = next(self._sequence), True
@@ -264,6 +299,8 @@ class WaitingLine:
         heapq.heappush(lane.heap, item)
         lane.rows += entry.rows_left
         line.waiting += 1
+        line.backlog += entry.seconds
+        self._backlog += entry.seconds
         self.requests += 1
 
     def _leave(self, line: _Line, entry: Entry) -> None:
@@ -272,6 +309,7 @@ class WaitingLine:
         line.lanes[entry.lane].rows -= entry.rows_left
         line.waiting -= 1
         self.requests -= 1
+        line.backlog = line.backlog - entry.seconds if line.waiting else 0.0
         self._backlog = self._backlog - entry.seconds if self.requests else 0.0
         entry.seconds = 0.0
 
@@ -324,6 +362,7 @@ class WaitingLine:
                 entry.taken += rows
                 entry.seconds = rest
                 lane.rows -= rows
+                line.backlog -= cost
                 self._backlog -= cost
                 break
             self._leave(line, entry)
@@ -331,7 +370,6 @@ class WaitingLine:
             room -= max(rows, 1)
             if entry.taken < entry.rows:
                 entry.seconds = rest
-                self._backlog += rest
                 self._push(line, entry)
                 break
         _drop_stale(lane.heap)

@@ -39,7 +39,7 @@ CROWD = 2000
 """Refusals a second from which on the loop does not rest: it hears many at once without."""
 
 HOLD_SHARE = 1 / 2
-"""An answer is held for at most this share of the time that a new request would wait: without a queue, not at all."""
+"""An answer is held for at most this share of the work that waits for its model: without a queue, not at all."""
 
 LONE_TRIALS, LONE_RUNS = 4, 32
 """Of requests in a row that each came when no other was on its way, executors run the first, the event loop the next.
@@ -539,7 +539,8 @@ class Scheduler:
         now = self._clock()
         self._ends[number] = now + batch.expected
         held = min(self._ends) - self._outbox.since  # who is late may be done at any moment
-        if batch.expected > self._hold or held > min(self._hold, HOLD_SHARE * self._line.estimated_wait):
+        queued = min(map(self._line.wait_behind, self._outbox.models), default=0.0)
+        if not queued or batch.expected > self._hold or held > min(self._hold, HOLD_SHARE * queued):
             self._hand_over(loop)
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -656,6 +657,8 @@ class _Outbox:
         self._lock = threading.Lock()
         self.since = inf
         """When the first of them came."""
+        self.models: frozenset[Runnable] = frozenset()
+        """Of which models they are."""
 
     @property
     def empty(self) -> bool:
@@ -668,13 +671,14 @@ class _Outbox:
             with self._lock:
                 self.since = min(self.since, now)
                 self._results += results
+                self.models |= {part.entry.model for part, _ in results}
 
     def take(self) -> list[Result]:
         """All of them, which are no longer here."""
         if not self._results:
             return []
         with self._lock:
-            results, self._results, self.since = self._results, [], inf
+            results, self._results, self.since, self.models = self._results, [], inf, frozenset()
             return results
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.queueing import Batch, Entry, WaitingLine
+from app.engine.queueing import LEAD_SECONDS, Batch, Entry, WaitingLine
 from app.errors import Overloaded
 
 
@@ -188,6 +188,95 @@ def test_a_model_that_was_idle_has_saved_up_nothing():
     assert sorted(order) == ["a", "a", "b", "b"]
 
 
+def turn(waiting: WaitingLine, seconds: float) -> str:
+    """Run the next batch for so long; its model."""
+    batch = waiting.take(0.0)
+    assert batch is not None
+    waiting.done(batch, seconds)
+    return str(batch.model)
+
+
+def test_time_received_while_nobody_else_wanted_any_is_not_held_against_a_model():
+    waiting = line(limits={"a": 1, "b": 1})
+    for _ in range(100):
+        waiting.admit(entry("a"))
+        turn(waiting, 1.0)
+    for _ in range(8):
+        waiting.admit(entry("b"))
+    for _ in range(4):
+        waiting.admit(entry("a"))
+    order = [turn(waiting, 1.0) for _ in range(8)]
+    assert order.count("a") == order.count("b") == 4
+    assert "bbb" not in "".join(order)
+
+
+@pytest.mark.parametrize("in_line", [0, 1])
+def test_a_batch_that_took_very_long_does_not_shut_its_model_out(in_line: int):
+    """As when the process was stopped meanwhile, and another model's requests have come."""
+    waiting = line(limits={"a": 1, "b": 1})
+    for _ in range(1 + in_line):
+        waiting.admit(entry("a"))
+    batch = waiting.take(0.0)
+    assert batch is not None
+    for _ in range(50):
+        waiting.admit(entry("b"))
+    waiting.done(batch, 1000.0)
+    if not in_line:
+        waiting.admit(entry("a"))
+    order = [turn(waiting, 0.1) for _ in range(20)]
+    assert order.index("a") == pytest.approx(LEAD_SECONDS / 0.1, abs=1)
+
+
+def test_batches_longer_than_the_bound_are_shared_evenly():
+    waiting = line(limits={"long": 1, "short": 1})
+    waiting.register("long", batch_elements=10, seconds_per_element=0.5)
+    for _ in range(10):
+        waiting.admit(entry("long"))
+    for _ in range(60):
+        waiting.admit(entry("short"))
+    order = []
+    for _ in range(44):
+        batch = waiting.take(0.0)
+        assert batch is not None
+        order.append(batch.model)
+        waiting.done(batch, 5.0 if batch.model == "long" else 0.5)
+    assert order.count("long") == 4
+
+
+@given(
+    phases=st.lists(
+        st.tuples(st.fixed_dictionaries(dict.fromkeys("abc", st.integers(0, 3))), st.integers(1, 60)), max_size=12
+    ),
+    costs=st.lists(st.sampled_from([0.01, 0.3, 5.0]), min_size=3, max_size=3),
+)
+@settings(max_examples=200, deadline=None)
+def test_no_model_waits_for_more_than_the_bound_from_each_other(
+    phases: list[tuple[dict[str, int], int]], costs: list[float]
+):
+    """Phases: how many clients, who come again when they are answered, each model has, and for how many batches."""
+    seconds = dict(zip("abc", costs, strict=True))
+    waiting = line(limits=dict.fromkeys("abc", 1))
+    for model in "abc":
+        waiting.register(model, batch_elements=10, seconds_per_element=seconds[model] / 10)
+    wanted = dict.fromkeys("abc", 0)
+    passed = dict.fromkeys("abc", 0.0)  # executor seconds of others since a model that waits last received any
+    for clients, batches in phases:
+        for _ in range(batches):
+            for model, count in clients.items():
+                while wanted[model] < count:
+                    waiting.admit(entry(model))
+                    wanted[model] += 1
+            batch = waiting.take(0.0)
+            if batch is None:
+                continue
+            waiting.done(batch, seconds[batch.model])
+            wanted[batch.model] -= 1
+            for model in wanted:
+                passed[model] = passed[model] + seconds[batch.model] if wanted[model] else 0.0
+            passed[batch.model] = 0.0
+            assert max(passed.values()) <= 2 * (max(LEAD_SECONDS, *costs) + max(costs))
+
+
 def test_expired_requests_are_set_aside_not_run():
     waiting = line()
     late, fine = entry(deadline=1.0), entry(deadline=3.0)
@@ -231,6 +320,29 @@ def test_rate_follows_what_is_measured():
         waiting.paced(batch, 5.0)  # it took so much longer until the executor was free
     waiting.admit(entry())
     assert waiting.estimated_wait == pytest.approx(5.0, rel=1e-3)
+
+
+def test_one_batch_that_took_very_long_says_little_of_the_rate():
+    waiting = line()
+    waiting.admit(entry())
+    batch = waiting.take(0.0)
+    assert batch is not None
+    waiting.done(batch, 1000.0)
+    waiting.paced(batch, 1000.0)
+    waiting.admit(entry())
+    assert waiting.estimated_wait == pytest.approx(0.13)  # 10 elements x 0.01 s, and a tenth of three times that
+
+
+def test_the_wait_behind_a_model_is_what_waits_for_it():
+    waiting = line(executors=2, limits={"a": 2, "b": 2})
+    for model, rows in (("a", 1), ("b", 5), ("b", 1)):
+        waiting.admit(entry(model, rows=rows))
+    waits = {model: waiting.wait_behind(model) for model in "abc"}
+    assert waits == {"a": pytest.approx(0.05), "b": pytest.approx(0.3), "c": 0.0}
+    while (batch := waiting.take(0.0)) is not None:
+        assert sum(map(waiting.wait_behind, "ab")) == pytest.approx(waiting.estimated_wait)
+        waiting.done(batch, 0.0)
+    assert waiting.wait_behind("a") == waiting.wait_behind("b") == 0.0
 
 
 def test_alone_only_when_nothing_else_waits_or_runs():

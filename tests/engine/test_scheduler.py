@@ -151,6 +151,27 @@ async def test_answers_wait_for_each_other_while_there_is_work(
     assert found == told
 
 
+async def test_answers_of_a_model_without_a_queue_do_not_wait_for_another_model_s(monkeypatch: pytest.MonkeyPatch):
+    """One client of a model beside many of another: held with theirs, each of its answers would come later."""
+    model, other, loop = SlowModel(), DoublingModel("other"), asyncio.get_running_loop()
+    tell, found = loop.call_soon_threadsafe, list[list[Runnable]]()
+
+    def telling(callback: Callable[..., Any], results: Any) -> asyncio.Handle:
+        found.append([part.entry.model for part, _ in results])
+        return tell(callback, results)
+
+    async with running(model, other, executors=1, hold=inf, clock=lambda: model.now) as scheduler:
+        first = await blocked(scheduler, model)
+        alone = scheduler.submit(other, rows(1), ["y"])
+        rest = [scheduler.submit(model, rows(n), ["y"]) for n in range(14)]
+        monkeypatch.setattr(loop, "call_soon_threadsafe", telling)
+        model.gate.set()
+        await asyncio.gather(first, alone, *rest)
+        monkeypatch.undo()
+    assert found[0] == [model, other], "told when the batch after it is prepared"
+    assert len(found[1]) > 2, "those that have a queue wait for each other"
+
+
 async def test_answers_wait_for_the_batch_of_another_executor_that_ends_sooner(monkeypatch: pytest.MonkeyPatch):
     now, loop, started, found = [0.0], asyncio.get_running_loop(), list[float](), list[int]()
     tell, gates = loop.call_soon_threadsafe, [threading.Event() for _ in range(6)]
@@ -687,7 +708,7 @@ async def test_the_estimate_counts_what_keeps_an_executor_from_its_next_batch():
     scheduler = Scheduler(executors=1, max_wait=inf, max_requests=10, observers=[slow], clock=lambda: slow.now)
     scheduler.start()
     scheduler.register(model)
-    for _ in range(60):
+    for _ in range(100):
         await scheduler.submit(model, rows(1), ["y"])
     first = await blocked(scheduler, model)
     second = scheduler.submit(model, rows(2), ["y"])
