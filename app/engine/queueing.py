@@ -9,7 +9,8 @@ Rules
   wanted any is not held against it, and no model is ever more than `LEAD_SECONDS` ahead.
 - A request with more rows than a batch holds is taken in slices. While it has had less than a turn's time it keeps its
   place, so that medium requests end in order; from then on the rest queues, after each slice, behind those waiting.
-- Admission is bounded by the estimated wait in seconds and by the number of waiting requests.
+- Admission is bounded by the number of waiting requests and by the estimated wait in seconds, which counts of every
+  other model's work as much as the executors would share with it: a full queue of one model keeps out no other.
 
 Cost is counted in elements of the input tensors, converted to seconds with each model's measured rate.
 """
@@ -164,6 +165,7 @@ class WaitingLine:
         self._max_wait = max_wait
         self._max_requests = max_requests
         self._lines: dict[Hashable, _Line] = {}
+        """Another dictionary when a model comes or goes: some ask without the lock."""
         self._sequence = count()
         self._backlog = 0.0
         self._most_used = 0.0
@@ -176,11 +178,11 @@ class WaitingLine:
         self, model: Hashable, *, batch_elements: int, seconds_per_element: float, batch_rows: int = 1 << 31
     ) -> None:
         """Make a model known: the input elements that fill a batch, most rows of one, the rate measured at warm-up."""
-        self._lines[model] = _Line(batch_rows, batch_elements, seconds_per_element)
+        self._lines = {**self._lines, model: _Line(batch_rows, batch_elements, seconds_per_element)}
 
     def forget(self, model: Hashable) -> None:
         """Remove a model that has nothing waiting."""
-        self._lines.pop(model, None)
+        self._lines = {known: line for known, line in self._lines.items() if known != model}
 
     def waiting_for(self, model: Hashable) -> int:
         """Requests of one model that wait."""
@@ -189,27 +191,29 @@ class WaitingLine:
 
     @property
     def estimated_wait(self) -> float:
-        """Seconds until a request that arrives now would start, by the measured rates."""
+        """Seconds until all that waits has started, by the measured rates: the wait for the model that has the most."""
         return self._backlog / self._executors
 
-    def wait_behind(self, model: Hashable) -> float:
-        """Seconds that the executors need for what waits for this model alone."""
+    def wait_for(self, model: Hashable) -> float:
+        """Seconds until a request of this model that arrives now would start, while the executors share their time."""
         line = self._lines.get(model)
-        return line.backlog / self._executors if line else 0.0
+        if line is None:
+            return 0.0
+        return sum([min(line.backlog, other.backlog) for other in self._lines.values()]) / self._executors
 
-    def check_room(self) -> None:
-        """Raise Overloaded, with the seconds after which to try again, when nothing more is admitted."""
-        crowded = self.requests >= self._max_requests
-        if crowded or self.estimated_wait > ADMITTED * self._max_wait:
+    def check_room(self, model: Hashable) -> None:
+        """Raise Overloaded, with the seconds after which to try again, when no more is admitted for this model."""
+        crowded, wait = self.requests >= self._max_requests, self.wait_for(model)
+        if crowded or wait > ADMITTED * self._max_wait:
             raise Overloaded(
-                f"the queue is full ({self.requests} requests, {self.estimated_wait:.2f} s of work); try again later",
-                retry_after=self.estimated_wait,
+                f"the queue is full ({self.requests} requests, {wait:.2f} s of work); try again later",
+                retry_after=self.estimated_wait if crowded else wait,
                 reason="queue_length" if crowded else "queue_wait",
             )
 
     def admit(self, entry: Entry) -> None:
         """Queue an entry, or raise Overloaded."""
-        self.check_room()
+        self.check_room(entry.model)
         line = self._lines[entry.model]
         _drop_stale(line.order)
         if line.order and entry.arrived - line.order[0][2].arrived > STALLED * self._max_wait:

@@ -39,7 +39,7 @@ CROWD = 2000
 """Refusals a second from which on the loop does not rest: it hears many at once without."""
 
 HOLD_SHARE = 1 / 2
-"""An answer is held for at most this share of the work that waits for its model: without a queue, not at all."""
+"""An answer is held for at most this share of the wait of a new request of its model: without a queue, not at all."""
 
 LONE_TRIALS, LONE_RUNS = 4, 32
 """Of requests in a row that each came when no other was on its way, executors run the first, the event loop the next.
@@ -255,13 +255,13 @@ class Scheduler:
 
     @property
     def estimated_wait(self) -> float:
-        """Seconds until a request that arrives now would start."""
+        """Seconds until all that waits has started."""
         return self._line.estimated_wait
 
     def check_room(self, model: Runnable) -> None:
         """Refuse a request before it is decoded when the queue is full: Overloaded, and counted as refused."""
         try:
-            self._line.check_room()
+            self._line.check_room(model)
         except KronserveError as error:
             self.counters.submitted += 1
             self._refused(model, error)
@@ -539,7 +539,7 @@ class Scheduler:
         now = self._clock()
         self._ends[number] = now + batch.expected
         held = min(self._ends) - self._outbox.since  # who is late may be done at any moment
-        queued = min(map(self._line.wait_behind, self._outbox.models), default=0.0)
+        queued = min(map(self._line.wait_for, self._outbox.models), default=0.0)
         if not queued or batch.expected > self._hold or held > min(self._hold, HOLD_SHARE * queued):
             self._hand_over(loop)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from math import inf
 
 import pytest
@@ -333,16 +334,45 @@ def test_one_batch_that_took_very_long_says_little_of_the_rate():
     assert waiting.estimated_wait == pytest.approx(0.13)  # 10 elements x 0.01 s, and a tenth of three times that
 
 
-def test_the_wait_behind_a_model_is_what_waits_for_it():
-    waiting = line(executors=2, limits={"a": 2, "b": 2})
+def test_the_wait_for_a_model_has_as_much_of_another_s_queue_as_of_its_own():
+    waiting = line(executors=2, limits={"a": 2, "b": 2, "c": 2})
     for model, rows in (("a", 1), ("b", 5), ("b", 1)):
         waiting.admit(entry(model, rows=rows))
-    waits = {model: waiting.wait_behind(model) for model in "abc"}
-    assert waits == {"a": pytest.approx(0.05), "b": pytest.approx(0.3), "c": 0.0}
+    waits = {model: waiting.wait_for(model) for model in "abcd"}
+    assert waits == {"a": pytest.approx(0.1), "b": pytest.approx(0.35), "c": 0.0, "d": 0.0}
     while (batch := waiting.take(0.0)) is not None:
-        assert sum(map(waiting.wait_behind, "ab")) == pytest.approx(waiting.estimated_wait)
+        assert max(map(waiting.wait_for, "ab")) == pytest.approx(waiting.estimated_wait)
         waiting.done(batch, 0.0)
-    assert waiting.wait_behind("a") == waiting.wait_behind("b") == 0.0
+    assert waiting.wait_for("a") == waiting.wait_for("b") == 0.0
+
+
+@pytest.mark.parametrize("executors", [1, 2])
+def test_the_wait_for_a_model_is_what_a_request_of_it_waits(executors: int):
+    """Against a simulation: executors run what the line gives them, and all take as long as they were expected to."""
+    waiting = line(executors=executors, limits={"a": 1, "b": 1}, max_requests=1000)
+    for model, count in (("a", 200), ("b", 40)):
+        for _ in range(count):
+            waiting.admit(entry(model))
+    expected, newcomer, now = waiting.wait_for("b"), entry("b"), 0.0
+    waiting.admit(newcomer)
+    running: list[tuple[float, int, Batch]] = []
+    while newcomer.waiting:
+        while len(running) < executors and (batch := waiting.take(now)) is not None:
+            heapq.heappush(running, (now + batch.expected, id(batch), batch))
+        now, _, done = heapq.heappop(running)
+        waiting.done(done, done.expected)
+    assert now == pytest.approx(expected, abs=0.2)
+
+
+def test_a_model_that_fills_the_queue_keeps_out_no_other():
+    waiting = line(max_wait=1.0, limits={"a": 4, "b": 4}, max_requests=1000)
+    for model, room in (("a", 9), ("b", 5)):  # 0.1 s each, until 0.85 s are exceeded; of b's wait the other half is a's
+        for _ in range(room):
+            waiting.admit(entry(model))
+        with pytest.raises(Overloaded) as refused:
+            waiting.admit(entry(model))
+        assert refused.value.reason == "queue_wait"
+        assert refused.value.retry_after == pytest.approx(waiting.wait_for(model))
 
 
 def test_alone_only_when_nothing_else_waits_or_runs():
