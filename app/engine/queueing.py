@@ -273,8 +273,10 @@ class WaitingLine:
         """
         line = self._lines.get(batch.model)
         if line is not None and batch.elements:
-            rate = min(seconds / batch.elements, SURPRISE * line.seconds_per_element)
-            line.seconds_per_element += RATE_SMOOTHING * (rate - line.seconds_per_element)
+            known, rate = line.seconds_per_element, seconds / batch.elements
+            if known:  # not before the first batch of a model that could not be run at its start
+                rate = min(rate, SURPRISE * known)
+            line.seconds_per_element += RATE_SMOOTHING * (rate - known)
 
     def drain(self) -> list[Entry]:
         """Remove and return everything that waits."""

@@ -334,6 +334,19 @@ def test_one_batch_that_took_very_long_says_little_of_the_rate():
     assert waiting.estimated_wait == pytest.approx(0.13)  # 10 elements x 0.01 s, and a tenth of three times that
 
 
+def test_the_rate_of_a_model_that_could_not_be_measured_at_its_start_is_found():
+    waiting = line()
+    waiting.register("unknown", batch_elements=10, seconds_per_element=0.0)
+    for _ in range(100):
+        waiting.admit(entry("unknown"))
+        batch = waiting.take(0.0)
+        assert batch is not None
+        waiting.paced(batch, 2.0)
+        waiting.done(batch, 2.0)
+    waiting.admit(entry("unknown"))
+    assert waiting.estimated_wait == pytest.approx(2.0, rel=1e-3)
+
+
 def test_the_wait_for_a_model_has_as_much_of_another_s_queue_as_of_its_own():
     waiting = line(executors=2, limits={"a": 2, "b": 2, "c": 2})
     for model, rows in (("a", 1), ("b", 5), ("b", 1)):
