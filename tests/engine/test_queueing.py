@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from math import inf
 
 import pytest
@@ -153,60 +154,49 @@ def test_a_batch_says_why_it_has_no_more_rows():
     assert reasons == [(4, "full"), (4, "full"), (2, "shared"), (1, "drained")]
 
 
+def admit(waiting: WaitingLine, model: str, count: int) -> None:
+    """Queue so many requests of one row."""
+    for _ in range(count):
+        waiting.admit(entry(model))
+
+
+def turns(waiting: WaitingLine, count: int, seconds: Mapping[str, float]) -> list[str]:
+    """Run so many batches one after another, each as long as its model's take; the models."""
+    models = []
+    for _ in range(count):
+        batch = waiting.take(0.0)
+        assert batch is not None
+        waiting.done(batch, seconds[batch.model])
+        models.append(batch.model)
+    return models
+
+
 def test_models_share_executor_time_not_requests():
     """A slow model with a long queue gives way to a fast one after a single batch."""
     waiting = line(limits={"slow": 1, "fast": 1})
-    for _ in range(20):
-        waiting.admit(entry("slow"))
-    for _ in range(20):
-        waiting.admit(entry("fast"))
-    order = []
-    for _ in range(22):
-        batch = waiting.take(0.0)
-        assert batch is not None
-        order.append(batch.model)
-        waiting.done(batch, 1.0 if batch.model == "slow" else 0.1)
+    admit(waiting, "slow", 20)
+    admit(waiting, "fast", 20)
+    order = turns(waiting, 22, {"slow": 1.0, "fast": 0.1})
     assert order.index("fast") <= 1
     assert order[:12].count("slow") <= 2
 
 
 def test_a_model_that_was_idle_has_saved_up_nothing():
     waiting = line(limits={"a": 1, "b": 1})
-    for _ in range(10):
-        waiting.admit(entry("a"))
-    for _ in range(8):
-        batch = waiting.take(0.0)
-        assert batch is not None
-        waiting.done(batch, 1.0)
-    for _ in range(5):
-        waiting.admit(entry("b"))
-    order = []
-    for _ in range(4):
-        batch = waiting.take(0.0)
-        assert batch is not None
-        order.append(batch.model)
-        waiting.done(batch, 1.0)
-    assert sorted(order) == ["a", "a", "b", "b"]
-
-
-def turn(waiting: WaitingLine, seconds: float) -> str:
-    """Run the next batch for so long; its model."""
-    batch = waiting.take(0.0)
-    assert batch is not None
-    waiting.done(batch, seconds)
-    return str(batch.model)
+    admit(waiting, "a", 10)
+    turns(waiting, 8, {"a": 1.0})
+    admit(waiting, "b", 5)
+    assert sorted(turns(waiting, 4, {"a": 1.0, "b": 1.0})) == ["a", "a", "b", "b"]
 
 
 def test_time_received_while_nobody_else_wanted_any_is_not_held_against_a_model():
     waiting = line(limits={"a": 1, "b": 1})
     for _ in range(100):
         waiting.admit(entry("a"))
-        turn(waiting, 1.0)
-    for _ in range(8):
-        waiting.admit(entry("b"))
-    for _ in range(4):
-        waiting.admit(entry("a"))
-    order = [turn(waiting, 1.0) for _ in range(8)]
+        turns(waiting, 1, {"a": 1.0})
+    admit(waiting, "b", 8)
+    admit(waiting, "a", 4)
+    order = turns(waiting, 8, {"a": 1.0, "b": 1.0})
     assert order.count("a") == order.count("b") == 4
     assert "bbb" not in "".join(order)
 
@@ -215,33 +205,23 @@ def test_time_received_while_nobody_else_wanted_any_is_not_held_against_a_model(
 def test_a_batch_that_took_very_long_does_not_shut_its_model_out(in_line: int):
     """As when the process was stopped meanwhile, and another model's requests have come."""
     waiting = line(limits={"a": 1, "b": 1})
-    for _ in range(1 + in_line):
-        waiting.admit(entry("a"))
+    admit(waiting, "a", 1 + in_line)
     batch = waiting.take(0.0)
     assert batch is not None
-    for _ in range(50):
-        waiting.admit(entry("b"))
+    admit(waiting, "b", 50)
     waiting.done(batch, 1000.0)
     if not in_line:
         waiting.admit(entry("a"))
-    order = [turn(waiting, 0.1) for _ in range(20)]
+    order = turns(waiting, 20, {"a": 0.1, "b": 0.1})
     assert order.index("a") == pytest.approx(LEAD_SECONDS / 0.1, abs=1)
 
 
 def test_batches_longer_than_the_bound_are_shared_evenly():
     waiting = line(limits={"long": 1, "short": 1})
     waiting.register("long", batch_elements=10, seconds_per_element=0.5)
-    for _ in range(10):
-        waiting.admit(entry("long"))
-    for _ in range(60):
-        waiting.admit(entry("short"))
-    order = []
-    for _ in range(44):
-        batch = waiting.take(0.0)
-        assert batch is not None
-        order.append(batch.model)
-        waiting.done(batch, 5.0 if batch.model == "long" else 0.5)
-    assert order.count("long") == 4
+    admit(waiting, "long", 10)
+    admit(waiting, "short", 60)
+    assert turns(waiting, 44, {"long": 5.0, "short": 0.5}).count("long") == 4
 
 
 @given(
