@@ -6,7 +6,7 @@ Rules
 - A free executor takes work at once. Batches grow only because all executors were busy while requests arrived.
 - Who is next: the highest priority level; among models, the one that has received the least executor time (so a slow
   model cannot crowd out a fast one); within a model, the oldest request. Time that a model received while no other
-  wanted any is not held against it, and no model is ever more than `LEAD_SECONDS` ahead.
+  wanted any is not held against it, and no model is ahead by more than `LEAD_SECONDS` or a batch.
 - A request with more rows than a batch holds is taken in slices. While it has had less than a turn's time it keeps its
   place, so that medium requests end in order; from then on the rest queues, after each slice, behind those waiting.
 - Admission is bounded by the number of waiting requests and by the estimated wait in seconds, which counts of every
@@ -36,7 +36,7 @@ TURN_SECONDS = 0.1
 """Executor time after which a request that is taken in slices lets others go first."""
 
 LEAD_SECONDS = 1.0
-"""Executor time by which a model may be ahead of the others, unless one batch takes longer: what it waits at most."""
+"""Executor time by which a model may be ahead of the others, if a batch takes no longer: its wait for each of them."""
 
 RATE_SMOOTHING = 0.1
 """Weight of the newest batch in a model's moving average of seconds per element."""
@@ -167,8 +167,6 @@ class WaitingLine:
         self._lines: dict[Hashable, _Line] = {}
         """Another dictionary when a model comes or goes: some ask without the lock."""
         self._sequence = count()
-        self._backlog = 0.0
-        self._most_used = 0.0
         self.requests = 0
         self.running = 0
         self.expired: list[Entry] = []
@@ -192,7 +190,7 @@ class WaitingLine:
     @property
     def estimated_wait(self) -> float:
         """Seconds until all that waits has started, by the measured rates: the wait for the model that has the most."""
-        return self._backlog / self._executors
+        return sum([line.backlog for line in self._lines.values()]) / self._executors
 
     def wait_for(self, model: Hashable) -> float:
         """Seconds until a request of this model that arrives now would start, while the executors share their time."""
@@ -223,8 +221,9 @@ class WaitingLine:
         entry.seconds = entry.rows * entry.width * line.seconds_per_element
         if not line.active:
             least = self._least_used(line)
-            line.used = self._most_used if least is None else max(least, line.used)
-            self._bound_lead(line, entry.seconds)
+            if least is None:
+                least = max(other.used for other in self._lines.values())
+            line.used = min(max(least, line.used), _most_used(least, entry.seconds))
         self._push(line, entry)
 
     def discard(self, entry: Entry) -> bool:
@@ -263,8 +262,9 @@ class WaitingLine:
             return
         line.running -= batch.elements
         line.used += seconds
-        self._bound_lead(line, batch.expected)
-        self._most_used = max(self._most_used, line.used)
+        least = self._least_used(line)
+        if least is not None:
+            line.used = min(line.used, _most_used(least, batch.expected))
 
     def paced(self, batch: Batch, seconds: float) -> None:
         """An executor is free for the next batch `seconds` after it took `batch`: the model's rate, by the clock.
@@ -289,12 +289,6 @@ class WaitingLine:
         """What the model has received that received least, of the others that want some; None if none does."""
         return min((other.used for other in self._lines.values() if other is not line and other.active), default=None)
 
-    def _bound_lead(self, line: _Line, batch_seconds: float) -> None:
-        """Forget what a model received beyond `LEAD_SECONDS`, or a batch, more than the others."""
-        least = self._least_used(line)
-        if least is not None:
-            line.used = min(line.used, least + max(LEAD_SECONDS, batch_seconds))
-
     def _push(self, line: _Line, entry: Entry) -> None:
         entry.sequence, entry.waiting = next(self._sequence), True
         item = (entry.priority, entry.sequence, entry)
@@ -306,7 +300,6 @@ class WaitingLine:
         lane.rows += entry.rows_left
         line.waiting += 1
         line.backlog += entry.seconds
-        self._backlog += entry.seconds
         self.requests += 1
 
     def _leave(self, line: _Line, entry: Entry) -> None:
@@ -316,7 +309,6 @@ class WaitingLine:
         line.waiting -= 1
         self.requests -= 1
         line.backlog = line.backlog - entry.seconds if line.waiting else 0.0
-        self._backlog = self._backlog - entry.seconds if self.requests else 0.0
         entry.seconds = 0.0
 
     def _next_model(self) -> Hashable | None:
@@ -369,7 +361,6 @@ class WaitingLine:
                 entry.seconds = rest
                 lane.rows -= rows
                 line.backlog -= cost
-                self._backlog -= cost
                 break
             self._leave(line, entry)
             entry.taken += rows
@@ -381,6 +372,11 @@ class WaitingLine:
         _drop_stale(lane.heap)
         reason = "drained" if not lane.heap else "full" if limit <= share else "shared"
         return tuple(slices), reason
+
+
+def _most_used(least: float, batch_seconds: float) -> float:
+    """What counts of the time that a model with such batches received, when the one with the least received that."""
+    return least + max(LEAD_SECONDS, batch_seconds)
 
 
 def _is_live(item: _Item) -> bool:

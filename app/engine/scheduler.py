@@ -657,13 +657,17 @@ class _Outbox:
         self._lock = threading.Lock()
         self.since = inf
         """When the first of them came."""
-        self.models: frozenset[Runnable] = frozenset()
-        """Of which models they are."""
 
     @property
     def empty(self) -> bool:
         """Whether there are none."""
         return not self._results
+
+    @property
+    def models(self) -> set[Runnable]:
+        """Of which models they are."""
+        with self._lock:
+            return {part.entry.model for part, _ in self._results}
 
     def put(self, results: list[Result], now: float) -> None:
         """Add these."""
@@ -671,14 +675,13 @@ class _Outbox:
             with self._lock:
                 self.since = min(self.since, now)
                 self._results += results
-                self.models |= {part.entry.model for part, _ in results}
 
     def take(self) -> list[Result]:
         """All of them, which are no longer here."""
         if not self._results:
             return []
         with self._lock:
-            results, self._results, self.since, self.models = self._results, [], inf, frozenset()
+            results, self._results, self.since = self._results, [], inf
             return results
 
 

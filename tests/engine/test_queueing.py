@@ -244,9 +244,8 @@ def test_no_model_waits_for_more_than_the_bound_from_each_other(
     for clients, batches in phases:
         for _ in range(batches):
             for model, count in clients.items():
-                while wanted[model] < count:
-                    waiting.admit(entry(model))
-                    wanted[model] += 1
+                admit(waiting, model, count - wanted[model])
+                wanted[model] = max(count, wanted[model])
             batch = waiting.take(0.0)
             if batch is None:
                 continue
@@ -343,9 +342,8 @@ def test_the_wait_for_a_model_has_as_much_of_another_s_queue_as_of_its_own():
 def test_the_wait_for_a_model_is_what_a_request_of_it_waits(executors: int):
     """Against a simulation: executors run what the line gives them, and all take as long as they were expected to."""
     waiting = line(executors=executors, limits={"a": 1, "b": 1}, max_requests=1000)
-    for model, count in (("a", 200), ("b", 40)):
-        for _ in range(count):
-            waiting.admit(entry(model))
+    admit(waiting, "a", 200)
+    admit(waiting, "b", 40)
     expected, newcomer, now = waiting.wait_for("b"), entry("b"), 0.0
     waiting.admit(newcomer)
     running: list[tuple[float, int, Batch]] = []
@@ -360,8 +358,7 @@ def test_the_wait_for_a_model_is_what_a_request_of_it_waits(executors: int):
 def test_a_model_that_fills_the_queue_keeps_out_no_other():
     waiting = line(max_wait=1.0, limits={"a": 4, "b": 4}, max_requests=1000)
     for model, room in (("a", 9), ("b", 5)):  # 0.1 s each, until 0.85 s are exceeded; of b's wait the other half is a's
-        for _ in range(room):
-            waiting.admit(entry(model))
+        admit(waiting, model, room)
         with pytest.raises(Overloaded) as refused:
             waiting.admit(entry(model))
         assert refused.value.reason == "queue_wait"
