@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         description="Folder for compiled models and measured plans.",
     )
     plan_seconds: float = Field(1.0, gt=0, description="Time to measure a model's plan at its first load, seconds.")
-    max_queue: int = Field(4096, gt=0, description="Requests that may wait; past it the answer is 429.")
+    max_queue: int = Field(4096, gt=0, description="Requests that may wait, of all models; past it the answer is 429.")
     queue_budget: float = Field(
         2.0, gt=0, description="Longest time in the queue, seconds; an estimate past 0.85 of it is answered with 429."
     )

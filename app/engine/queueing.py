@@ -9,8 +9,9 @@ Rules
   wanted any is not held against it, and no model is ahead by more than `LEAD_SECONDS` or a batch.
 - A request with more rows than a batch holds is taken in slices. While it has had less than a turn's time it keeps its
   place, so that medium requests end in order; from then on the rest queues, after each slice, behind those waiting.
-- Admission is bounded by the number of waiting requests and by the estimated wait in seconds, which counts of every
-  other model's work as much as the executors would share with it: a full queue of one model keeps out no other.
+- Admission is bounded by the number of waiting requests and by the estimated wait in seconds. Of what waits that counts
+  all of a better priority, the model's own of the same, and of every other model's as much as the executors would share
+  with it: a full queue of one model keeps out no other, and one of bulk work nothing that is urgent.
 
 Cost is counted in elements of the input tensors, converted to seconds with each model's measured rate.
 """
@@ -64,7 +65,7 @@ class Entry:
     taken: int = 0
     """Rows already handed to executors."""
     seconds: float = 0.0
-    """Estimated executor time of the rows not yet taken; part of the line's backlog."""
+    """Estimated executor time of the rows not yet taken; part of the model's backlog."""
     received: float = 0.0
     """Estimated executor time of the rows taken."""
     waiting: bool = False
@@ -122,6 +123,14 @@ class _Lane:
 
 
 @dataclass(slots=True)
+class _Level:
+    """What waits of one model's requests of one priority: how many, and their estimated executor time."""
+
+    waiting: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
 class _Line:
     """Everything waiting for one model."""
 
@@ -135,13 +144,35 @@ class _Line:
     waiting: int = 0
     running: int = 0
     """Input elements that executors are working on."""
-    backlog: float = 0.0
-    """Estimated executor time of all that waits."""
+    levels: dict[int, _Level] = field(default_factory=dict)
+    """By priority. Another dictionary when one is added: some ask without the lock."""
 
     @property
     def active(self) -> bool:
         """Whether it wants executor time, or is receiving some."""
         return self.waiting > 0 or self.running > 0
+
+    @property
+    def backlog(self) -> float:
+        """Estimated executor time of all that waits."""
+        return sum([level.seconds for level in self.levels.values()])
+
+    def backlog_at(self, priority: int) -> float:
+        """Of it, what has this priority."""
+        level = self.levels.get(priority)
+        return level.seconds if level else 0.0
+
+    def backlog_before(self, priority: int) -> float:
+        """Of it, what has a better priority."""
+        return sum([level.seconds for known, level in self.levels.items() if known < priority])
+
+    def level(self, priority: int) -> _Level:
+        """Where requests of this priority are counted. Levels of which none waits make place for a new one."""
+        level = self.levels.get(priority)
+        if level is None:
+            level = _Level()
+            self.levels = {known: other for known, other in self.levels.items() if other.waiting} | {priority: level}
+        return level
 
     def compact(self) -> None:
         """Drop the items of entries that have left, when they outnumber those that wait."""
@@ -192,16 +223,20 @@ class WaitingLine:
         """Seconds until all that waits has started, by the measured rates: the wait for the model that has the most."""
         return sum([line.backlog for line in self._lines.values()]) / self._executors
 
-    def wait_for(self, model: Hashable) -> float:
+    def wait_for(self, model: Hashable, priority: int) -> float:
         """Seconds until a request of this model that arrives now would start, while the executors share their time."""
         line = self._lines.get(model)
-        if line is None:
+        if line is None or not self.requests:
             return 0.0
-        return sum([min(line.backlog, other.backlog) for other in self._lines.values()]) / self._executors
+        own = line.backlog_at(priority)
+        ahead = [
+            other.backlog_before(priority) + min(own, other.backlog_at(priority)) for other in self._lines.values()
+        ]
+        return sum(ahead) / self._executors
 
-    def check_room(self, model: Hashable) -> None:
-        """Raise Overloaded, with the seconds after which to try again, when no more is admitted for this model."""
-        crowded, wait = self.requests >= self._max_requests, self.wait_for(model)
+    def check_room(self, model: Hashable, priority: int) -> None:
+        """Raise Overloaded, with the seconds after which to try again, when no more of this kind is admitted."""
+        crowded, wait = self.requests >= self._max_requests, self.wait_for(model, priority)
         if crowded or wait > ADMITTED * self._max_wait:
             raise Overloaded(
                 f"the queue is full ({self.requests} requests, {wait:.2f} s of work); try again later",
@@ -211,10 +246,11 @@ class WaitingLine:
 
     def admit(self, entry: Entry) -> None:
         """Queue an entry, or raise Overloaded."""
-        self.check_room(entry.model)
+        self.check_room(entry.model, entry.priority)
         line = self._lines[entry.model]
         _drop_stale(line.order)
-        if line.order and entry.arrived - line.order[0][2].arrived > STALLED * self._max_wait:
+        first = line.order[0][2] if line.order else entry
+        if first.priority <= entry.priority and entry.arrived - first.arrived > STALLED * self._max_wait:
             raise Overloaded(
                 "the queue has stalled; try again later", retry_after=self._max_wait, reason="queue_stalled"
             )
@@ -299,7 +335,9 @@ class WaitingLine:
         heapq.heappush(lane.heap, item)
         lane.rows += entry.rows_left
         line.waiting += 1
-        line.backlog += entry.seconds
+        level = line.level(entry.priority)
+        level.waiting += 1
+        level.seconds += entry.seconds
         self.requests += 1
 
     def _leave(self, line: _Line, entry: Entry) -> None:
@@ -308,7 +346,9 @@ class WaitingLine:
         line.lanes[entry.lane].rows -= entry.rows_left
         line.waiting -= 1
         self.requests -= 1
-        line.backlog = line.backlog - entry.seconds if line.waiting else 0.0
+        level = line.levels[entry.priority]
+        level.waiting -= 1
+        level.seconds = level.seconds - entry.seconds if level.waiting else 0.0
         entry.seconds = 0.0
 
     def _next_model(self) -> Hashable | None:
@@ -360,7 +400,7 @@ class WaitingLine:
                 entry.taken += rows
                 entry.seconds = rest
                 lane.rows -= rows
-                line.backlog -= cost
+                line.levels[entry.priority].seconds -= cost
                 break
             self._leave(line, entry)
             entry.taken += rows

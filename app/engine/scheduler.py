@@ -39,7 +39,8 @@ CROWD = 2000
 """Refusals a second from which on the loop does not rest: it hears many at once without."""
 
 HOLD_SHARE = 1 / 2
-"""An answer is held for at most this share of the wait of a new request of its model: without a queue, not at all."""
+"""An answer is held for at most this share of the wait of a new request of its model and priority: without a queue, not
+at all."""
 
 LONE_TRIALS, LONE_RUNS = 4, 32
 """Of requests in a row that each came when no other was on its way, executors run the first, the event loop the next.
@@ -259,9 +260,12 @@ class Scheduler:
         return self._line.estimated_wait
 
     def check_room(self, model: Runnable) -> None:
-        """Refuse a request before it is decoded when the queue is full: Overloaded, and counted as refused."""
+        """Refuse a request before it is decoded when the queue is full: Overloaded, and counted as refused.
+
+        Its priority is not known by then: it is refused if one of the best would be.
+        """
         try:
-            self._line.check_room(model)
+            self._line.check_room(model, 0)
         except KronserveError as error:
             self.counters.submitted += 1
             self._refused(model, error)
@@ -539,7 +543,7 @@ class Scheduler:
         now = self._clock()
         self._ends[number] = now + batch.expected
         held = min(self._ends) - self._outbox.since  # who is late may be done at any moment
-        queued = min(map(self._line.wait_for, self._outbox.models), default=0.0)
+        queued = min([self._line.wait_for(*kind) for kind in self._outbox.kinds], default=0.0)
         if not queued or batch.expected > self._hold or held > min(self._hold, HOLD_SHARE * queued):
             self._hand_over(loop)
 
@@ -664,10 +668,10 @@ class _Outbox:
         return not self._results
 
     @property
-    def models(self) -> set[Runnable]:
-        """Of which models they are."""
+    def kinds(self) -> set[tuple[Runnable, int]]:
+        """Of which models and priorities they are."""
         with self._lock:
-            return {part.entry.model for part, _ in self._results}
+            return {(part.entry.model, part.entry.priority) for part, _ in self._results}
 
     def put(self, results: list[Result], now: float) -> None:
         """Add these."""

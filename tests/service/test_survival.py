@@ -11,6 +11,7 @@ import re
 import socket
 import time
 import zlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -344,25 +345,39 @@ def test_live_before_ready(mixed_repository: Path, tmp_path: Path):
         assert httpx.get(f"{server.url}/v2/health/ready").status_code == 503, "it was still loading all the while"
 
 
+ROW = {"name": "series", "shape": [1, 1, 96], "datatype": "FP32", "data": list(range(96))}
+
+
+@contextlib.asynccontextmanager
+async def queue_filled(
+    server: Server, client: httpx.AsyncClient, **parameters: int
+) -> AsyncIterator[asyncio.Task[httpx.Response]]:
+    """While one request of many rows waits, which is more work than may; it is given up in the end."""
+    series = np.zeros((2000, 21, 96), "<f4")
+    described = {"name": "series", "shape": series.shape, "datatype": "FP32"}
+    described["parameters"] = {"binary_data_size": series.nbytes}
+    header = orjson.dumps({"parameters": parameters, "inputs": [described]})
+    large = asyncio.create_task(
+        client.post(
+            "/v2/models/hot-etth1/infer",
+            content=header + series.tobytes(),
+            headers={"Inference-Header-Content-Length": str(len(header))},
+        )
+    )
+    await asyncio.to_thread(patiently, lambda: metric(server, "kronserve_estimated_wait_seconds") > 0.01)
+    try:
+        yield large
+    finally:
+        large.cancel()
+
+
 async def test_full_queue_is_429_and_says_when_to_come_back(mixed_repository: Path, tmp_path: Path):
     """One request of many rows is more work than may wait; the next one is told so, another model's is answered."""
     with serving(mixed_repository, tmp_path / "log", "--queue-budget", "0.001", "--max-batch", "1") as server:
-        series = np.zeros((2000, 21, 96), "<f4")
-        header = b'{"inputs":[{"name":"series","shape":[2000,21,96],"datatype":"FP32",'
-        header += b'"parameters":{"binary_data_size":%d}}]}' % series.nbytes
         small = {"inputs": [{"name": name, "shape": [1, 3], "datatype": "INT32", "data": [1, 2, 3]} for name in "ab"]}
-        row = {"name": "series", "shape": [1, 1, 96], "datatype": "FP32", "data": list(range(96))}
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-            large = asyncio.create_task(
-                client.post(
-                    "/v2/models/hot-etth1/infer",
-                    content=header + series.tobytes(),
-                    headers={"Inference-Header-Content-Length": str(len(header))},
-                )
-            )
-            await asyncio.to_thread(patiently, lambda: metric(server, "kronserve_estimated_wait_seconds") > 0.01)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client, queue_filled(server, client) as large:
             for path, body in (
-                ("/v2/models/hot-etth1/infer", orjson.dumps({"inputs": [row]})),
+                ("/v2/models/hot-etth1/infer", orjson.dumps({"inputs": [ROW]})),
                 ("/v1/models/hot-etth1/forecast", csv_of(np.random.default_rng(0).normal(size=(1, 96))).encode()),
             ):
                 refused = await client.post(path, content=body)
@@ -377,7 +392,20 @@ async def test_full_queue_is_429_and_says_when_to_come_back(mixed_repository: Pa
             assert metric(server, "kronserve_estimated_wait_seconds") > 0.01, "the queue was full all the while"
             large.cancel()
             await asyncio.to_thread(patiently, lambda: metric(server, "kronserve_estimated_wait_seconds") == 0)
-            assert (await client.post("/v2/models/hot-etth1/infer", json={"inputs": [row]})).status_code == 200
+            assert (await client.post("/v2/models/hot-etth1/infer", json={"inputs": [ROW]})).status_code == 200
+
+
+async def test_a_queue_full_of_bulk_work_admits_what_is_urgent(mixed_repository: Path, tmp_path: Path):
+    with serving(mixed_repository, tmp_path / "log", "--queue-budget", "0.001", "--max-batch", "1") as server:
+        async with (
+            httpx.AsyncClient(base_url=server.url, timeout=60) as client,
+            queue_filled(server, client, priority=5),
+        ):
+            for priority, status in ((9, 429), (5, 429), (4, 200), (0, 200), (None, 200)):
+                parameters = {} if priority is None else {"parameters": {"priority": priority}}
+                answer = await client.post("/v2/models/hot-etth1/infer", json={"inputs": [ROW], **parameters})
+                assert answer.status_code == status, (priority, answer.text)
+            assert metric(server, "kronserve_estimated_wait_seconds") > 0.01, "the queue was full all the while"
 
 
 def test_bad_setting_stops_the_start_and_is_named(tmp_path: Path):
