@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from app.integrity import MANIFEST, SIGNATURE, SUM, sum_line
-from app.manifest import Forecasting, Intervals, Manifest, TensorClassification, VolumeClassification
+from app.manifest import Forecasting, Intervals, Manifest, TensorClassification, VolumeClassification, fault
 from app.readers.volume import Volume
 from app.tasks import classification
 from app.tasks.forecasting import standardise
@@ -33,8 +34,12 @@ STEPS = 16
 
 
 def interval_errors(run: Run, task: Forecasting, series: Series, split: Split) -> Intervals:
-    """Quantiles of a forecaster's errors over every window of a split."""
-    rows = series.scaled(split, task.lookback)
+    """Quantiles of a forecaster's errors over every window of a split.
+
+    A variate that never moves in it has none of its own and gets those of all variates together. DatasetError: the
+    split holds no window, or none that moves.
+    """
+    rows = series.with_windows(split, task.lookback, task.horizon)
     steps = np.unique(np.geomspace(1, task.horizon, STEPS).round().astype(int))
     count = window_count(len(rows), task.lookback, task.horizon)
     windows = lookback_windows(rows, task.lookback)[:count]
@@ -49,7 +54,10 @@ def interval_errors(run: Run, task: Forecasting, series: Series, split: Split) -
         # A window that never changes has no deviation to count in.
         moves = scaled.reshape(part.shape).any(axis=2, keepdims=True)
         errors[start : start + len(part)] = np.where(moves, error, np.nan)
-    named = {variate: errors[:, at : at + 1] for at, variate in enumerate(series.variates)}
+    moved = [bool(np.isfinite(errors[:, at]).any()) for at in range(len(series.variates))]
+    if not any(moved):
+        raise DatasetError(f"{series.name}: no variate moves in split {split}, so it says nothing of errors")
+    named = {variate: errors[:, at : at + 1] if moved[at] else errors for at, variate in enumerate(series.variates)}
     return Intervals(
         split=split,
         windows=count,
@@ -110,6 +118,10 @@ def calibrate_bundle(bundle: Path, split: Split = "val", data: Path | None = Non
         update = {"temperature": temperature(run, task, trained_volumes(manifest, data), split)}
     calibrated = manifest.model_copy(update={"task": task.model_copy(update=update)})
     content = (calibrated.model_dump_json(indent=2) + "\n").encode()
+    try:
+        Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise BundleError(f"{bundle}: what was measured cannot be written: {fault(error)}") from error
     _replace(bundle, {MANIFEST: content, SUM: sum_line(content).encode()})
     return calibrated
 

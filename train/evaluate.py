@@ -25,7 +25,7 @@ from train.datasets.series import Series as TrainedSeries
 from train.datasets.series import Split, lookback_windows
 from train.datasets.trained_on import trained_series, trained_volumes
 from train.datasets.volumes import Volumes
-from train.metrics import HORIZONS, ForecastErrors, binary_scores
+from train.metrics import ForecastErrors, binary_scores, measured_horizons
 
 BATCH = 64
 
@@ -86,9 +86,8 @@ def _forecasts(run: Run, task: Forecasting, windows: NDArray[np.float64]) -> NDA
 def _evaluate_series(
     run: Run, task: Forecasting, loaded: TrainedSeries, split: Split, every: int, progress: bool
 ) -> dict[str, Any]:
-    rows = loaded.scaled(split, task.lookback)
-    horizons = tuple(h for h in HORIZONS if h <= task.horizon) or (task.horizon,)
-    errors = ForecastErrors(rows, task.lookback, horizons)
+    rows = loaded.with_windows(split, task.lookback, task.horizon)
+    errors = ForecastErrors(rows, task.lookback, measured_horizons(task.horizon))
     windows = lookback_windows(rows, task.lookback)
     chosen = range(0, max(errors.windows.values()), every)
     # A batch is prepared as one series, which may not be wider than a request's.

@@ -1,4 +1,4 @@
-"""Training a forecaster: the mean of the losses at the benchmark's horizons, which are prefixes of one forecast."""
+"""Training a forecaster: the mean of the losses over horizons that are prefixes of one forecast, and over all of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from torch import Generator, Tensor, nn
 
 from app.manifest import Forecasting
 from models.config import ForecasterConfig
-from train.datasets.folder import DatasetError
 from train.datasets.series import Series, window_count
-from train.metrics import HORIZONS, ForecastErrors
+from train.metrics import ForecastErrors, measured_horizons
 from train.recipe import Augmentation, Loss
 
 VALIDATION_BATCH = 256
@@ -47,18 +46,11 @@ class ForecastObjective:
     ) -> None:
         self.penalty = penalty
         self.series, self.config, self.augmentation, self.device = series, config, augmentation, device
-        self.horizons = tuple(h for h in HORIZONS if h <= config.horizon) or (config.horizon,)
-        rows = torch.from_numpy(series.scaled("train", config.lookback)).float().to(device)
+        self.horizons = measured_horizons(config.horizon)
+        rows = torch.from_numpy(series.with_windows("train", config.lookback, config.horizon)).float().to(device)
         self.size = window_count(len(rows), config.lookback, config.horizon)
-        if not self.size:
-            raise DatasetError(
-                f"{series.name}: {len(rows)} training rows hold no window of {config.lookback} + {config.horizon} steps"
-            )
         self._windows = rows.unfold(0, config.lookback + config.horizon, 1)  # (windows, n, lookback + horizon)
-        self._validation = series.scaled("val", config.lookback)
-        if not window_count(len(self._validation), config.lookback, max(self.horizons)):
-            count = len(self._validation) - config.lookback
-            raise DatasetError(f"{series.name}: {count} validation rows are fewer than the horizon {config.horizon}")
+        self._validation = series.with_windows("val", config.lookback, config.horizon)
 
     def loss(self, module: nn.Module, indices: Tensor, generator: Generator) -> Tensor:
         windows = self._windows[indices.to(self.device)]  # (b, n, lookback + horizon)

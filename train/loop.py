@@ -218,7 +218,8 @@ class Trainer:
         checkpoint.write_state(self.folder / checkpoint.RESUME, state)
 
     def _identity(self) -> dict[str, Any]:
-        return {"recipe": self.recipe.to_dict(), "data_sha256": self.objective.facts()["data_sha256"]}
+        facts = self.objective.facts()
+        return {"recipe": self.recipe.to_dict(), "data_sha256": facts["data_sha256"], "splits": facts.get("splits")}
 
     @staticmethod
     def _state(path: Path) -> dict[str, Any]:
@@ -231,7 +232,9 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["identity"] != self._identity():
-            raise ResumeError(f"{self.folder} holds a run of another recipe, seed or data set; choose another --out")
+            raise ResumeError(
+                f"{self.folder} holds a run of another recipe, seed, data set or split; choose another --out"
+            )
         self.epoch, self.history = state["epoch"], state["history"]
         self.module.load_state_dict(state["module"])
         self.averaged.load_state_dict(state["averaged"])

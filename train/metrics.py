@@ -18,6 +18,11 @@ from train.datasets.series import window_count
 HORIZONS = (96, 192, 336, 720)
 
 
+def measured_horizons(horizon: int) -> tuple[int, ...]:
+    """The benchmark's horizons that a head is longer than, and the whole head: every step of it counts."""
+    return (*(h for h in HORIZONS if h < horizon), horizon)
+
+
 class ForecastErrors:
     """Running squared and absolute errors of one split at several horizons, the shorter being prefixes of the longest.
 

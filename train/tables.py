@@ -20,7 +20,7 @@ from app.tasks import backtest
 from app.tasks.past import PAST_HORIZONS, PastForecasts
 from train.datasets.trained_on import trained_series
 from train.evaluate import BATCH, _session, read_manifest
-from train.metrics import HORIZONS
+from train.metrics import measured_horizons
 
 STRIDE = 16
 """Rows between two origins: neighbours' forecasts hardly differ."""
@@ -44,9 +44,9 @@ def tables(bundle: Path, data: Path | None = None) -> str:
     scaled = (rows.values[:stop] - rows.mean) / rows.scale
     series = Series(np.ascontiguousarray(scaled.T), rows.variates, frequency=rows.frequency)
     run = _session(bundle, manifest)
-    own = [h for h in HORIZONS if h <= task.horizon] or [task.horizon]
+    own = measured_horizons(task.horizon)
     found: dict[str, Any] = {}
-    for horizons in (own, [task.horizon + PAST_HEAD], [2 * task.horizon]):
+    for horizons in (own, (task.horizon + PAST_HEAD,), (2 * task.horizon,)):
         longest = max(horizons)
         first = max(task.lookback, start - longest - PAST_HORIZONS * task.horizon)
         past = PastForecasts(series, task, np.arange(stop - longest, first - 1, -STRIDE)[::-1], longest)

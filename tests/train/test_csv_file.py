@@ -230,6 +230,6 @@ def test_trains_exports_and_evaluates(small: list[str], tmp_path: Path, capsys: 
         evaluate_bundle(bundle, "test", sines(tmp_path / "other.csv", 210))
     capsys.readouterr()
     assert cli.train(["small.toml", "--data", str(sines(tmp_path / "short.csv", 60)), "--out", "none"]) == 1
-    assert "short: 6 validation rows are fewer than the horizon 8" in capsys.readouterr().err
+    assert "short: 18 rows for split val hold no window of 12 + 8 steps" in capsys.readouterr().err
     assert cli.train(["kan-adrenal", "--data", "mine.csv", "--out", "none"]) == 1
     assert "mine.csv is a series, the recipe's model is a kanet" in capsys.readouterr().err

@@ -13,8 +13,15 @@ from app.readers.volume import Volume
 from app.tasks.preprocessing import preprocess
 from tests.train import synthetic
 from train.datasets.folder import DatasetError, data_folder
-from train.datasets.series import SPLITS, load_series, lookback_windows, split_bounds, window_count
+from train.datasets.series import SPLITS, Series, load_series, lookback_windows, split_bounds, window_count
 from train.datasets.volumes import load_volumes, shrink_masks
+
+
+def test_a_constant_variate_has_scale_1_however_its_mean_rounds() -> None:
+    values = np.stack([np.full(2000, 0.3), np.arange(2000.0)], axis=1)
+    made = Series("s", ("a", "b"), values, split_bounds(2000, (1400, 300, 300)), "h", "none", "0" * 64)
+    assert made.values[:1400].std(axis=0)[0] > 0, "the case at hand"
+    np.testing.assert_array_equal(made.scale, [1, values[:1400].std(axis=0)[1]])
 
 
 @pytest.mark.parametrize(

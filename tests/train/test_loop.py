@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from app.manifest import Forecasting, VolumeClassification
 from models.config import ClassifierConfig, ForecasterConfig, build, from_dict
 from tests.train import synthetic
 from train.classification import ClassificationObjective, random_affine, transform
+from train.datasets.series import Series, split_bounds
 from train.forecasting import ForecastObjective, random_subset
 from train.loop import ResumeError, Trainer
 from train.objective import Objective
@@ -107,8 +109,35 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
 
 def test_another_recipe_does_not_resume(tmp_path: Path) -> None:
     train(synthetic.forecaster_recipe(epochs=1), tmp_path)
-    with pytest.raises(ResumeError, match="another recipe, seed or data set"):
+    with pytest.raises(ResumeError, match="another recipe, seed, data set or split"):
         train(synthetic.forecaster_recipe(epochs=2), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("horizon", [8, 96, 100, 200])
+def test_every_step_of_the_head_is_trained_and_measured(horizon: int) -> None:
+    """Also where the head ends between two of the benchmark's horizons."""
+    config = ForecasterConfig(lookback=12, horizon=horizon, patch=4, dim=8, depth=1, heads=2, hidden=8)
+    values = np.random.default_rng(0).normal(size=(900, 2))
+    data = Series("noise", ("a", "b"), values, split_bounds(900, (400, 250, 250)), "h", "none", "0" * 64)
+    task, module = ForecastObjective(data, config, Augmentation(), CPU), build(config)
+    task.loss(module, torch.arange(4), Generator()).backward()
+    head = module.get_parameter("head.weight")
+    assert head.shape[0] == horizon
+    assert head.grad is not None
+    assert (head.grad.abs().sum(dim=1) > 0).all()
+    with torch.no_grad():
+        _, metrics = task.validate(module)
+    assert set(metrics) == {*(str(h) for h in (96, 192) if h < horizon), str(horizon), "average"}
+
+
+def test_other_rows_of_the_same_file_do_not_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(synthetic.forecaster_recipe(epochs=1), tmp_path)
+    before = (tmp_path / "training.json").read_bytes()
+    made = synthetic.series()
+    monkeypatch.setattr(synthetic, "series", lambda: replace(made, bounds=split_bounds(200, (100, 50, 50))))
+    with pytest.raises(ResumeError, match="another recipe, seed, data set or split"):
+        train(synthetic.forecaster_recipe(epochs=1), tmp_path, resume=True)
+    assert (tmp_path / "training.json").read_bytes() == before
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:

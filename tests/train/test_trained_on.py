@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,44 @@ def test_volumes_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             measure(other, "val", tmp_path)
     with pytest.raises(DatasetError, match="give the data sets' folder"):
         evaluate_bundle(bundle, "val", write(tmp_path / "a.csv", 1))
+
+
+def test_a_variate_that_never_moves_is_calibrated_as_all_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    own = write(tmp_path / "own.csv", seed=3)
+    table = pd.read_csv(own).assign(dead=np.where(np.arange(ROWS) < 500, np.arange(ROWS), 7))
+    table.to_csv(own, index=False)
+    loaded = load_csv(own)
+    facts = {"data_sha256": loaded.sha256, "splits": loaded.splits}
+    bundle = bundles.last_value(tmp_path / "m" / "1", loaded.name, 8, **facts)
+    assert calibrate([str(bundle), "--data", str(own)]) == 0
+    intervals = read_manifest(bundle).task.intervals  # type: ignore[union-attr]
+    assert intervals is not None
+    assert set(intervals.errors) == {"a", "b", "dead", ""}
+    assert intervals.errors["dead"] == intervals.errors[""]
+    assert not {intervals.errors["a"], intervals.errors["b"]} & {intervals.errors[""]}
+    capsys.readouterr()
+    table.assign(a=7, b=7, dead=7).to_csv(own, index=False)
+    loaded = load_csv(own)
+    facts = {"data_sha256": loaded.sha256, "splits": loaded.splits}
+    bundle = bundles.last_value(tmp_path / "n" / "1", loaded.name, 8, **facts)
+    before = (bundle / "manifest.json").read_bytes()
+    assert calibrate([str(bundle), "--data", str(own)]) == 1
+    assert capsys.readouterr().err == ("kronserve: own: no variate moves in split val, so it says nothing of errors\n")
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_split_without_a_window_of_the_whole_horizon_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """By 100 rows of validation a head of 168 cannot be measured, though one of 96 could."""
+    own = write(tmp_path / "own.csv", seed=3)
+    loaded = load_csv(own)
+    facts = {"data_sha256": loaded.sha256, "splits": loaded.splits}
+    bundle = bundles.last_value(tmp_path / "m" / "1", loaded.name, 168, **facts)
+    said = "own: 196 rows for split val hold no window of 96 + 168 steps"
+    assert calibrate([str(bundle), "--data", str(own)]) == 1
+    assert capsys.readouterr().err == f"kronserve: {said}\n"
+    with pytest.raises(DatasetError, match=re.escape(said)):
+        evaluate_bundle(bundle, "val", own)
+    assert set(evaluate_bundle(bundle, "test", own)["values"]) == {"96", "168", "average"}
 
 
 def test_a_csv_is_asked_for_and_taken(

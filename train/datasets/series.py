@@ -97,8 +97,9 @@ class Series:
     def scale(self) -> NDArray[np.float64]:
         """Biased standard deviation of every variate over the training rows; 1 for a constant one."""
         start, stop = self.bounds["train"]
-        deviation: NDArray[np.float64] = self.values[start:stop].std(axis=0)
-        return np.where(deviation == 0, 1.0, deviation)
+        rows = self.values[start:stop]
+        deviation: NDArray[np.float64] = rows.std(axis=0)
+        return np.where((rows == rows[:1]).all(axis=0), 1.0, deviation)
 
     def scaled(self, split: Split, lookback: int) -> NDArray[np.float64]:
         """Rows of a split on the scaler's scale, [rows, variates]; val and test with `lookback` rows before them."""
@@ -108,6 +109,15 @@ class Series:
         if start < 0:
             raise DatasetError(f"{self.name}: {split} has no {lookback} rows before it")
         rows: NDArray[np.float64] = (self.values[start:stop] - self.mean) / self.scale
+        return rows
+
+    def with_windows(self, split: Split, lookback: int, horizon: int) -> NDArray[np.float64]:
+        """`scaled`, of a split that holds at least one window. DatasetError: it holds none."""
+        rows = self.scaled(split, lookback)
+        if not window_count(len(rows), lookback, horizon):
+            raise DatasetError(
+                f"{self.name}: {len(rows)} rows for split {split} hold no window of {lookback} + {horizon} steps"
+            )
         return rows
 
 
