@@ -74,17 +74,19 @@ def submit(
     timeout: float | None = None,
     priority: int = 0,
     timeline: Timeline | None = None,
+    follows: bool = False,
 ) -> asyncio.Future[dict[str, np.ndarray]]:
     """Queue a request whose inputs `check_inputs` has passed; the future's result is the named output arrays.
 
     outputs: requested names, none for the ordinary ones. timeout: seconds, at most the server's own limit, which holds
-    without one. priority: 0 is highest. timeline: where the work is noted. Cancel the future when the caller has gone.
+    without one. priority: 0 is highest. timeline: where the work is noted. follows: as `Scheduler.submit` has it.
+    Cancel the future when the caller has gone.
     """
     names = check_outputs(model, outputs)
     longest = service.settings.request_timeout
     limit = min(timeout or longest, longest)
     runs = None if timeline is None else timeline.queue()
-    return service.scheduler.submit(model, inputs, names, timeout=limit, priority=priority, runs=runs)
+    return service.scheduler.submit(model, inputs, names, timeout=limit, priority=priority, runs=runs, follows=follows)
 
 
 def fault(inputs: Mapping[str, np.ndarray], error: InferenceFailed) -> InferenceFailed | InvalidRequest:

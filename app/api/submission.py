@@ -24,15 +24,18 @@ async def run_all(
 ) -> list[dict[str, np.ndarray]]:
     """The named outputs of each of the batches, which the scheduler may run together or apart.
 
-    The route has `deadline.arm` among its dependencies. When one batch is refused or fails, or the client leaves, the
-    others are withdrawn. Raises what `dataplane.submit` and its futures do, and ClientDisconnect.
+    They are admitted together, as one large batch would be. The route has `deadline.arm` among its dependencies. When
+    one batch is refused or fails, or the client leaves, the others are withdrawn. Raises what `dataplane.submit` and
+    its futures do, and ClientDisconnect.
     """
     timeout, timeline = deadline.remaining(request), timeline_of(request.scope)
     futures: list[asyncio.Future[dict[str, np.ndarray]]] = []
     try:
         for inputs in batches:
-            future = dataplane.submit(service, model, inputs, outputs, timeout=timeout, timeline=timeline)
-            futures.append(future)
+            follows = bool(futures)
+            futures.append(
+                dataplane.submit(service, model, inputs, outputs, timeout=timeout, timeline=timeline, follows=follows)
+            )
         answers = await answer_or_disconnect(asyncio.gather(*futures), request.receive)
     except BaseException:
         for future in futures:

@@ -9,9 +9,10 @@ Rules
   wanted any is not held against it, and no model is ahead by more than `LEAD_SECONDS` or a batch.
 - A request with more rows than a batch holds is taken in slices. While it has had less than a turn's time it keeps its
   place, so that medium requests end in order; from then on the rest queues, after each slice, behind those waiting.
-- Admission is bounded by the number of waiting requests and by the estimated wait in seconds. Of what waits that counts
-  all of a better priority, the model's own of the same, and of every other model's as much as the executors would share
-  with it: a full queue of one model keeps out no other, and one of bulk work nothing that is urgent.
+- Admission is bounded by the number of requests before the new one and by the estimated wait in seconds. Of what waits
+  that counts all of a better priority, the model's own of the same, and of every other model's as much as the executors
+  would share with it: a full queue of one model keeps out no other, and one of bulk work nothing that is urgent. Of a
+  large request no more than a turn counts for a small one, which goes between its slices then.
 
 Cost is counted in elements of the input tensors, converted to seconds with each model's measured rate.
 """
@@ -29,6 +30,9 @@ from app.errors import Overloaded
 
 STALLED = 1.5
 """An oldest request that has waited this many times the longest wait shows that the estimate is not to be trusted."""
+
+CROWDS = 2
+"""Times the most requests before one that may wait in all: of other models and of better priorities, too."""
 
 ADMITTED = 0.85
 """Part of the longest wait up to which work is admitted: the rest is for the estimate's error and the way back."""
@@ -66,10 +70,17 @@ class Entry:
     """Rows already handed to executors."""
     seconds: float = 0.0
     """Estimated executor time of the rows not yet taken; part of the model's backlog."""
+    turn: float = 0.0
+    """Of it, what goes before others: `TURN_SECONDS`, or one batch if that is longer."""
     received: float = 0.0
     """Estimated executor time of the rows taken."""
     waiting: bool = False
     sequence: int = 0
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it takes more than a turn."""
+        return self.turn < self.seconds
 
     @property
     def rows_left(self) -> int:
@@ -124,10 +135,32 @@ class _Lane:
 
 @dataclass(slots=True)
 class _Level:
-    """What waits of one model's requests of one priority: how many, and their estimated executor time."""
+    """What waits of one model's requests of one priority.
+
+    seconds: their estimated executor time. turns: of it, a turn of each.
+    """
 
     waiting: int = 0
     seconds: float = 0.0
+    turns: float = 0.0
+
+    def add(self, entry: Entry) -> None:
+        """Count an entry."""
+        self.waiting += 1
+        self.seconds += entry.seconds
+        self.turns += entry.turn
+
+    def remove(self, entry: Entry) -> None:
+        """Count it no more."""
+        self.waiting -= 1
+        if self.waiting:
+            self.seconds -= entry.seconds
+            self.turns -= entry.turn
+        else:  # nor what sums of fractions are off by
+            self.seconds = self.turns = 0.0
+
+
+_NOTHING = _Level()
 
 
 @dataclass(slots=True)
@@ -157,14 +190,18 @@ class _Line:
         """Estimated executor time of all that waits."""
         return sum([level.seconds for level in self.levels.values()])
 
-    def backlog_at(self, priority: int) -> float:
-        """Of it, what has this priority."""
-        level = self.levels.get(priority)
-        return level.seconds if level else 0.0
+    def at(self, priority: int) -> _Level:
+        """What waits with this priority."""
+        return self.levels.get(priority, _NOTHING)
 
-    def backlog_before(self, priority: int) -> float:
-        """Of it, what has a better priority."""
-        return sum([level.seconds for known, level in self.levels.items() if known < priority])
+    def before(self, priority: int) -> list[_Level]:
+        """What waits with a better one."""
+        return [level for known, level in self.levels.items() if known < priority]
+
+    def estimate(self, entry: Entry, seconds: float) -> None:
+        """Note what is left of an entry."""
+        batch = self.seconds_per_element * max(self.batch_elements, entry.width)
+        entry.seconds, entry.turn = seconds, min(seconds, max(TURN_SECONDS, batch))
 
     def level(self, priority: int) -> _Level:
         """Where requests of this priority are counted. Levels of which none waits make place for a new one."""
@@ -223,20 +260,34 @@ class WaitingLine:
         """Seconds until all that waits has started, by the measured rates: the wait for the model that has the most."""
         return sum([line.backlog for line in self._lines.values()]) / self._executors
 
-    def wait_for(self, model: Hashable, priority: int) -> float:
-        """Seconds until a request of this model that arrives now would start, while the executors share their time."""
+    def wait_for(self, model: Hashable, priority: int, *, large: bool = False) -> float:
+        """Seconds until a request of this model that arrives now would start, while the executors share their time.
+
+        large: it takes more than a turn itself. Then all of each before it counts, since it waits between its turns.
+        """
         line = self._lines.get(model)
         if line is None or not self.requests:
             return 0.0
-        own = line.backlog_at(priority)
-        ahead = [
-            other.backlog_before(priority) + min(own, other.backlog_at(priority)) for other in self._lines.values()
-        ]
-        return sum(ahead) / self._executors
+        level = line.at(priority)
+        own = level.seconds if large else level.turns
+        ahead = sum([min(own, other.at(priority).seconds) for other in self._lines.values()])
+        if priority:
+            ahead += sum([level.seconds for other in self._lines.values() for level in other.before(priority)])
+        return ahead / self._executors
 
-    def check_room(self, model: Hashable, priority: int) -> None:
+    def _is_crowded(self, model: Hashable, priority: int) -> bool:
+        """Whether as many requests as may be wait before a new one of this kind, counted as its wait is."""
+        if self.requests < self._max_requests:
+            return False
+        if self.requests >= CROWDS * self._max_requests or model not in self._lines:
+            return True
+        own, lines = self._lines[model].at(priority).waiting, self._lines.values()
+        before = sum([level.waiting for other in lines for level in other.before(priority)])
+        return before + sum([min(own, other.at(priority).waiting) for other in lines]) >= self._max_requests
+
+    def check_room(self, model: Hashable, priority: int, *, large: bool = False) -> None:
         """Raise Overloaded, with the seconds after which to try again, when no more of this kind is admitted."""
-        crowded, wait = self.requests >= self._max_requests, self.wait_for(model, priority)
+        crowded, wait = self._is_crowded(model, priority), self.wait_for(model, priority, large=large)
         if crowded or wait > ADMITTED * self._max_wait:
             raise Overloaded(
                 f"the queue is full ({self.requests} requests, {wait:.2f} s of work); try again later",
@@ -244,23 +295,30 @@ class WaitingLine:
                 reason="queue_length" if crowded else "queue_wait",
             )
 
-    def admit(self, entry: Entry) -> None:
-        """Queue an entry, or raise Overloaded."""
-        self.check_room(entry.model, entry.priority)
+    def admit(self, entry: Entry, *, follows: bool = False) -> None:
+        """Queue an entry, or raise Overloaded. follows: it is more of a request whose first part was admitted."""
         line = self._lines[entry.model]
-        _drop_stale(line.order)
-        first = line.order[0][2] if line.order else entry
-        if first.priority <= entry.priority and entry.arrived - first.arrived > STALLED * self._max_wait:
-            raise Overloaded(
-                "the queue has stalled; try again later", retry_after=self._max_wait, reason="queue_stalled"
-            )
-        entry.seconds = entry.rows * entry.width * line.seconds_per_element
+        # Without rows or elements it costs a run all the same.
+        line.estimate(entry, max(1, entry.rows) * max(1, entry.width) * line.seconds_per_element)
+        if not follows:
+            self.check_room(entry.model, entry.priority, large=entry.is_large)
+            self._check_progress(line, entry)
         if not line.active:
             least = self._least_used(line)
             if least is None:
                 least = max(other.used for other in self._lines.values())
-            line.used = min(max(least, line.used), _most_used(least, entry.seconds))
+            line.used = min(max(least, line.used), _most_used(least, entry.turn))
         self._push(line, entry)
+
+    def _check_progress(self, line: _Line, entry: Entry) -> None:
+        """Raise Overloaded when what would run before the entry has waited for too long."""
+        _drop_stale(line.order)
+        first = line.order[0][2] if line.order else entry
+        before = first.priority <= entry.priority and not first.taken
+        if before and entry.arrived - first.arrived > STALLED * self._max_wait:
+            raise Overloaded(
+                "the queue has stalled; try again later", retry_after=self._max_wait, reason="queue_stalled"
+            )
 
     def discard(self, entry: Entry) -> bool:
         """Take back an entry whose caller is gone; False when nothing of it is waiting any more."""
@@ -310,9 +368,10 @@ class WaitingLine:
         line = self._lines.get(batch.model)
         if line is not None and batch.elements:
             known, rate = line.seconds_per_element, seconds / batch.elements
-            if known:  # not before the first batch of a model that could not be run at its start
-                rate = min(rate, SURPRISE * known)
-            line.seconds_per_element += RATE_SMOOTHING * (rate - known)
+            if known:
+                line.seconds_per_element += RATE_SMOOTHING * (min(rate, SURPRISE * known) - known)
+            else:  # the first batch of a model that could not be run at its start
+                line.seconds_per_element = rate
 
     def drain(self) -> list[Entry]:
         """Remove and return everything that waits."""
@@ -335,9 +394,7 @@ class WaitingLine:
         heapq.heappush(lane.heap, item)
         lane.rows += entry.rows_left
         line.waiting += 1
-        level = line.level(entry.priority)
-        level.waiting += 1
-        level.seconds += entry.seconds
+        line.level(entry.priority).add(entry)
         self.requests += 1
 
     def _leave(self, line: _Line, entry: Entry) -> None:
@@ -346,9 +403,7 @@ class WaitingLine:
         line.lanes[entry.lane].rows -= entry.rows_left
         line.waiting -= 1
         self.requests -= 1
-        level = line.levels[entry.priority]
-        level.waiting -= 1
-        level.seconds = level.seconds - entry.seconds if level.waiting else 0.0
+        line.levels[entry.priority].remove(entry)
         entry.seconds = 0.0
 
     def _next_model(self) -> Hashable | None:
@@ -398,15 +453,17 @@ class WaitingLine:
             entry.received += cost
             if rows < left and entry.received < TURN_SECONDS:
                 entry.taken += rows
-                entry.seconds = rest
                 lane.rows -= rows
-                line.levels[entry.priority].seconds -= cost
+                level = line.levels[entry.priority]
+                level.remove(entry)
+                line.estimate(entry, rest)
+                level.add(entry)
                 break
             self._leave(line, entry)
             entry.taken += rows
             room -= max(rows, 1)
             if entry.taken < entry.rows:
-                entry.seconds = rest
+                line.estimate(entry, rest)
                 self._push(line, entry)
                 break
         _drop_stale(lane.heap)

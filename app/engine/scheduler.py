@@ -52,6 +52,9 @@ runs none, so after `LONE_RUNS` it tries again.
 EXPIRY_SECONDS = 0.005
 """Deadlines are looked after together, at least this long apart: a timer for each would cost every request."""
 
+JOIN_SECONDS = 1.0
+"""How long executors whose batches go on are waited for when the scheduler is closed."""
+
 COMPANY_SECONDS = 0.1
 """How long the event loop runs nothing once a request came while another was on its way."""
 
@@ -280,12 +283,14 @@ class Scheduler:
         timeout: float = inf,
         priority: int = 0,
         runs: list[BatchRun] | None = None,
+        follows: bool = False,
     ) -> asyncio.Future[Tensors]:
         """Queue one validated request; from the event loop only. Cancel the future when its caller has gone.
 
         inputs: every input of the model; with a batch axis, all of the same number of rows (0 is legal).
         outputs: names of the wanted outputs. timeout: seconds that it may wait in the queue. priority: lower is first.
-        runs: the batches that it was in are added here, the first `MOST_RUNS`, before the future ends.
+        runs: the batches that it was in are added here, the first `MOST_RUNS`, before the future ends. follows: it is
+        one of several that make up one request of a caller, and not the first: it is admitted with that.
         Raises Overloaded (queue full), Unavailable (shutting down), DeviceFailed. The future may end with
         DeadlineExceeded, InferenceFailed, DeviceFailed or Unavailable.
         """
@@ -316,11 +321,11 @@ class Scheduler:
         with self._lock:
             try:
                 try:
-                    self._line.admit(entry)
+                    self._line.admit(entry, follows=follows)
                 except KeyError:  # retired while this request was decoded
                     self._add_line(model)
                     self._retiring.add(model)
-                    self._line.admit(entry)
+                    self._line.admit(entry, follows=follows)
             except KronserveError as error:
                 self._refused(model, error)
                 raise
@@ -364,8 +369,11 @@ class Scheduler:
             self._line.drain()
             self._stopping = True
             self._work_came.notify_all()
+        await asyncio.to_thread(self._join, time.monotonic() + JOIN_SECONDS)
+
+    def _join(self, until: float) -> None:
         for thread in self._threads:
-            await asyncio.to_thread(thread.join, 1.0)
+            thread.join(max(0.0, until - time.monotonic()))
 
     def abort(self) -> None:
         """Accept nothing more, and end what was accepted with Unavailable now; from the event loop."""
@@ -456,14 +464,14 @@ class Scheduler:
         self._expiry = self._loop.call_later(self._expires - now, self._expire)
 
     def _expire(self) -> None:
-        """The requests whose deadline has passed and of which nothing has been started end here."""
+        """The requests whose deadline has passed and of which something still waits end here."""
         now = self._clock()
         self._expiry, self._expires, self._expired = None, inf, now
-        untouched = [entry for entry in self._in_flight if entry.waiting and entry.taken == 0]
-        for entry in untouched:
+        waiting = [entry for entry in self._in_flight if entry.waiting]
+        for entry in waiting:
             if entry.deadline <= now:
                 self._fail(entry, _deadline_exceeded(entry))
-        left = min((entry.deadline for entry in untouched if entry.deadline > now), default=inf)
+        left = min((entry.deadline for entry in waiting if entry.deadline > now), default=inf)
         if left < inf:
             self._expire_at(left, now)
 
@@ -542,7 +550,7 @@ class Scheduler:
         """Before the model runs: tell the loop what is finished, unless that has time until a running batch is too."""
         now = self._clock()
         self._ends[number] = now + batch.expected
-        held = min(self._ends) - self._outbox.since  # who is late may be done at any moment
+        held = max(now, min(self._ends)) - self._outbox.since  # who is late may be done at any moment
         queued = min([self._line.wait_for(*kind) for kind in self._outbox.kinds], default=0.0)
         if not queued or batch.expected > self._hold or held > min(self._hold, HOLD_SHARE * queued):
             self._hand_over(loop)
@@ -563,7 +571,8 @@ class Scheduler:
         times = BatchTimes()
         try:
             finished = self._run_slices(batch.model, batch.slices, times, ready, alone=batch.alone)
-            clean = not any(isinstance(result, KronserveError) for _, result in finished)
+            failed = any(isinstance(result, KronserveError) for _, result in finished)
+            clean = not failed and len(finished) == len(batch.slices)  # who left was not run
         except Exception as error:  # a defect here must not take the executor or the requests with it
             logger.exception("executor failed outside the model")
             failure = InferenceFailed(f"internal error: {type(error).__name__}")

@@ -331,9 +331,11 @@ def test_the_wait_for_a_model_has_as_much_of_another_s_queue_as_of_its_own():
     for model, rows in (("a", 1), ("b", 5), ("b", 1)):
         waiting.admit(entry(model, rows=rows))
     waits = {model: waiting.wait_for(model, 0) for model in "abcd"}
+    assert waits == {"a": pytest.approx(0.1), "b": pytest.approx(0.2), "c": 0.0, "d": 0.0}
+    waits = {model: waiting.wait_for(model, 0, large=True) for model in "abcd"}
     assert waits == {"a": pytest.approx(0.1), "b": pytest.approx(0.35), "c": 0.0, "d": 0.0}
     while (batch := waiting.take(0.0)) is not None:
-        assert max(waiting.wait_for(model, 0) for model in "ab") == pytest.approx(waiting.estimated_wait)
+        assert max(waiting.wait_for(model, 0, large=True) for model in "ab") == pytest.approx(waiting.estimated_wait)
         waiting.done(batch, 0.0)
     assert waiting.wait_for("a", 0) == waiting.wait_for("b", 0) == 0.0
 
@@ -360,6 +362,50 @@ def test_the_wait_for_a_model_is_what_a_request_of_it_waits(executors: int, prio
     assert expected - owed - 0.2 <= now <= expected + 0.2
 
 
+@pytest.mark.parametrize("rows", [1, 2, 25])
+def test_the_wait_behind_large_requests_is_a_turn_of_each(rows: int):
+    """Against a simulation, as above. A large request that comes is answered when all before it are."""
+    waiting = line(limits={"a": 2})
+    for _ in range(5):
+        waiting.admit(entry(rows=20))  # 2 s each, in batches of 0.2
+    newcomer, now = entry(rows=rows), 0.0
+    expected = waiting.wait_for("a", 0, large=rows == 25)
+    assert expected == pytest.approx(10.0 if rows == 25 else 1.0)
+    waiting.admit(newcomer)
+    while newcomer.taken == 0 if rows < 25 else newcomer.waiting:
+        batch = waiting.take(now)
+        assert batch is not None
+        ended = batch.expected if newcomer.waiting else 0.0
+        now += ended
+        waiting.done(batch, batch.expected)
+    assert now - (batch.expected if rows < 25 else 2.5) == pytest.approx(expected, abs=0.2)
+
+
+def test_a_request_that_runs_for_long_has_not_stalled():
+    waiting = line(max_wait=1.0, limits={"a": 1})
+    large = entry(rows=100)
+    waiting.admit(large)
+    for second in range(1, 10):
+        assert waiting.take(second) is not None
+        waiting.admit(entry(arrived=float(second)))
+        assert waiting.take(second) is not None
+    assert large.waiting
+
+
+def test_what_has_no_rows_or_no_elements_costs_a_run_too():
+    waiting = line(max_wait=1.0, limits={"a": 1})
+    for rows, width in ((0, 10), (1, 0), (0, 0)):
+        item = Entry(model="a", lane=width, rows=rows, width=width, payload=None, arrived=0.0, deadline=inf)
+        before = waiting.estimated_wait
+        waiting.admit(item)
+        assert waiting.estimated_wait - before == pytest.approx(0.01 * max(1, width))
+    for _ in range(3):
+        batch = waiting.take(0.0)
+        assert batch is not None
+        waiting.done(batch, 0.0)
+    assert waiting.estimated_wait == 0.0
+
+
 def test_a_model_that_fills_the_queue_keeps_out_no_other():
     waiting = line(max_wait=1.0, limits={"a": 4, "b": 4}, max_requests=1000)
     for model, room in (("a", 9), ("b", 5)):  # 0.1 s each, until 0.85 s are exceeded; of b's wait the other half is a's
@@ -368,6 +414,17 @@ def test_a_model_that_fills_the_queue_keeps_out_no_other():
             waiting.admit(entry(model))
         assert refused.value.reason == "queue_wait"
         assert refused.value.retry_after == pytest.approx(waiting.wait_for(model, 0))
+
+
+def test_as_many_requests_as_may_wait_of_one_model_keep_out_no_other_and_nothing_urgent():
+    waiting = line(limits={"a": 4, "b": 4}, max_requests=10)
+    for model, priority, room in (("a", 1, 10), ("b", 1, 5), ("c", 1, 4), ("a", 0, 1), ("b", 0, 0)):
+        waiting.register("c", batch_elements=40, seconds_per_element=0.01)
+        admit(waiting, model, room, priority=priority)
+        with pytest.raises(Overloaded) as refused:
+            waiting.admit(entry(model, priority=priority))
+        assert refused.value.reason == "queue_length"
+    assert waiting.requests == 20
 
 
 def test_bulk_work_that_fills_the_queue_keeps_out_nothing_of_a_better_priority():

@@ -172,7 +172,10 @@ async def test_answers_of_a_model_without_a_queue_do_not_wait_for_another_model_
     assert len(found[1]) > 2, "those that have a queue wait for each other"
 
 
-async def test_answers_wait_for_the_batch_of_another_executor_that_ends_sooner(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("late", [False, True])
+async def test_answers_wait_for_the_batch_of_another_executor_unless_it_is_late(
+    monkeypatch: pytest.MonkeyPatch, late: bool
+):
     now, loop, started, found = [0.0], asyncio.get_running_loop(), list[float](), list[int]()
     tell, gates = loop.call_soon_threadsafe, [threading.Event() for _ in range(6)]
 
@@ -195,20 +198,29 @@ async def test_answers_wait_for_the_batch_of_another_executor_that_ends_sooner(m
 
     model = Gated(batch_limit=1)
     model.seconds_per_element = 1 / 3
-    async with running(model, executors=2, hold=10.0, clock=lambda: now[0]) as scheduler:
+    async with running(model, executors=2, hold=2.0, clock=lambda: now[0]) as scheduler:
         futures = [scheduler.submit(model, rows(1), ["y"])]
         await runs(1)
         now[0] = 0.5
         futures += [scheduler.submit(model, rows(1), ["y"]) for _ in range(5)]
         await runs(2)
         monkeypatch.setattr(loop, "call_soon_threadsafe", telling)
-        now[0] = 1.0
-        gates[0].set()
-        await runs(3)  # with three seconds of work for two executors, and half a second until the next is free
-        assert found == []
-        now[0] = 1.5
-        gates[1].set()
-        await runs(4)
+        if late:  # the first executor's batch, which was expected to end at 1
+            now[0] = 2.0
+            gates[1].set()
+            await runs(3)
+            assert found == [], "it may end at any moment"
+            now[0] = 4.0
+            gates[2].set()
+            await runs(4)
+        else:
+            now[0] = 1.0
+            gates[0].set()
+            await runs(3)  # with three seconds of work for two executors, and half a second until the next is free
+            assert found == []
+            now[0] = 1.5
+            gates[1].set()
+            await runs(4)
         assert found == [2]
         monkeypatch.undo()
         for gate in gates:
@@ -394,6 +406,22 @@ async def test_deadline_in_the_queue_ends_the_request_and_its_work_is_not_done()
     assert scheduler.counters.expired == 1
 
 
+async def test_a_deadline_ends_a_request_of_which_a_part_has_run():
+    """Others of a better priority may go before the rest for as long as they come."""
+    model = DoublingModel(batch_limit=1)
+    async with running(model, executors=1) as scheduler:
+        model.gate.clear()
+        late = scheduler.submit(model, rows(1, 2, 3), ["y"], timeout=0.02)
+        while not scheduler.running:  # noqa: ASYNC110  (an executor thread sets it)
+            await asyncio.sleep(0.001)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        model.gate.set()
+        await scheduler.submit(model, rows(4), ["y"])
+    assert model.batches == [1, 1]
+    assert (scheduler.counters.expired, scheduler.queued) == (1, 0)
+
+
 async def test_deadlines_in_any_order_end_the_requests_they_are_of_and_none_too_soon():
     model = DoublingModel()
     limits = [0.15, 0.02, *(0.03 + n / 2000 for n in range(100)), 0.01]
@@ -427,6 +455,22 @@ async def test_cancelled_requests_are_not_run():
     assert model.batches == [1]
     assert scheduler.counters.cancelled == 1
     assert scheduler.queued == 0
+
+
+async def test_what_belongs_to_a_request_is_admitted_with_it():
+    model = DoublingModel()
+    model.seconds_per_element = 1.0  # 3 s a row
+    scheduler = Scheduler(executors=1, max_wait=1.0, max_requests=100)
+    scheduler.start()
+    scheduler.register(model)
+    first = await blocked(scheduler, model)
+    parts = [scheduler.submit(model, rows(n), ["y"], follows=n > 0) for n in range(10)]
+    with pytest.raises(Overloaded):
+        scheduler.submit(model, rows(1), ["y"])
+    model.gate.set()
+    await asyncio.gather(first, *parts)
+    await scheduler.close(5.0)
+    assert scheduler.counters.refused == 1
 
 
 async def test_queue_limit_refuses_and_counts():
@@ -535,6 +579,24 @@ async def test_close_without_grace_leaves_nothing_pending():
     await closing
     assert not pending
     assert all(isinstance(future.exception(), Unavailable) for future in done)
+
+
+async def test_executors_with_long_batches_are_waited_for_together(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("app.engine.scheduler.JOIN_SECONDS", 0.2)
+    model = DoublingModel(batch_limit=1)
+    model.gate.clear()
+    scheduler = Scheduler(executors=8, max_wait=inf, max_requests=100)
+    scheduler.start()
+    scheduler.register(model)
+    futures = [scheduler.submit(model, rows(n), ["y"]) for n in range(8)]
+    while scheduler.running < 8:  # noqa: ASYNC110  (executor threads set it)
+        await asyncio.sleep(0.001)
+    started = time.monotonic()
+    await scheduler.close(0.0)
+    took = time.monotonic() - started
+    model.gate.set()
+    await asyncio.gather(*futures, return_exceptions=True)
+    assert 0.2 <= took < 1.0
 
 
 REQUEST = st.tuples(
