@@ -10,13 +10,13 @@ Changes are made from one thread at a time; reading is cheap and safe from any.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from app.engine import bundle_folders
-from app.engine.bundle_folders import Fingerprint
+from app.engine.bundle_folders import Fingerprint, Found
 from app.engine.device import Device
 from app.engine.runtime import BEING_LOADED, Model
 from app.engine.version_policy import VersionPolicy
@@ -139,8 +139,8 @@ class Repository:
         ]
         known = {(row.name, row.version) for row in rows}
         try:
-            folders = bundle_folders.scan(self.root)
-        except FileNotFoundError:
+            folders = bundle_folders.scan(self.root).versions
+        except OSError:
             folders = {}
         rows += [
             IndexRow(name, version, "UNAVAILABLE", "not loaded")
@@ -154,7 +154,9 @@ class Repository:
 
     def load_all(self) -> None:
         """Load every wanted version; one that fails is kept with its reason, and the others serve."""
-        folders = bundle_folders.scan(self.root)
+        folders, unreadable = bundle_folders.scan(self.root)
+        for name in sorted(unreadable):
+            logger.warning("%s cannot be read; it is left out", self.root / name)
         for name, versions in folders.items():
             waiting = {
                 version: NotServing(name, version, BEING_LOADED, "LOADING")
@@ -175,7 +177,10 @@ class Repository:
         Raises UnknownModel if the folder has no version of it that is wanted, LoadFailed with the reasons; then
         everything that served before still does.
         """
-        versions = self._scan().get(name, {})
+        found = self._scan()
+        if name in found.unreadable:
+            raise LoadFailed(f"the folder of model {name!r} cannot be read")
+        versions = found.versions.get(name, {})
         if not self._policy.choose(name, versions):
             raise UnknownModel(f"the repository has no version of a model {name!r} to load")
         self._unloaded.discard(name)
@@ -197,27 +202,32 @@ class Repository:
     def look(self) -> None:
         """One look of the watch: load what is new or has changed, retire what is gone.
 
-        A version is loaded once two looks in a row find it the same, so that one that is being copied is left alone.
-        One that failed is tried again when its files change.
+        A version is loaded once two looks in a row find it the same, so one that is being copied is left alone, and it
+        is gone when two do not find it. One that failed is tried again when its files change.
         """
-        folders = self._scan()
+        folders, unreadable = self._scan()
         prints = {
             (name, version): bundle_folders.fingerprint(folder)
             for name, versions in folders.items()
             for version, folder in versions.items()
         }
         settled = {key for key, value in prints.items() if value and self._seen.get(key) == value}
+        missed = self._seen.keys() - prints.keys()
         self._seen = prints
         fresh = {key for key in settled if self._tried.get(key) != prints[key]}
-        for name in sorted({*folders, *self._versions} - self._unloaded):
-            self._bring_up(name, folders.get(name, {}), only=fresh)
+        for name in sorted({*folders, *self._versions} - self._unloaded - unreadable):
+            self._bring_up(name, folders.get(name, {}), only=fresh, keep=missed)
 
     def _bring_up(
-        self, name: str, versions: dict[str, Path], only: set[tuple[str, str]] | None = None
+        self,
+        name: str,
+        versions: dict[str, Path],
+        only: Set[tuple[str, str]] | None = None,
+        keep: Set[tuple[str, str]] = frozenset(),
     ) -> list[NotServing]:
         """Load the wanted versions (of them `only` these) that do not serve as they are now, then retire the others.
 
-        Returns those that failed.
+        keep: versions that are not retired yet. Returns those that failed.
         """
         wanted = self._policy.choose(name, versions)
         failed = []
@@ -236,7 +246,8 @@ class Repository:
                 failed.append(entry)
         if not failed and set(wanted) <= set(self.versions(name)):
             for version in set(self._versions.get(name, {})) - set(wanted):
-                self._replace(name, version, None)
+                if (name, version) not in keep:
+                    self._replace(name, version, None)
         return failed
 
     def _load_version(self, folder: Path) -> Entry:
@@ -288,7 +299,7 @@ class Repository:
         ordered = {version: entries[version] for version in sorted(entries, key=int, reverse=True)}
         self._versions = others | ({name: ordered} if ordered else {})
 
-    def _scan(self) -> dict[str, dict[str, Path]]:
+    def _scan(self) -> Found:
         """The folder now; when it cannot be read, a failure that changes nothing."""
         try:
             found = bundle_folders.scan(self.root)

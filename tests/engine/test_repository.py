@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.engine.bundle_folders import fingerprint
 from app.engine.device import Device
 from app.engine.repository import IndexRow, Repository
 from app.errors import LoadFailed, Unavailable, UnknownModel
@@ -158,6 +159,8 @@ def test_watch_loads_what_stayed_the_same_for_two_looks(tmp_path: Path, models: 
     assert answer(repository) == 7
     shutil.rmtree(models)
     repository.look()
+    assert answer(repository) == 7, "missed once"
+    repository.look()
     with pytest.raises(UnknownModel):
         repository.get("m")
     assert line.known == []
@@ -233,6 +236,33 @@ def test_unreadable_repository_changes_nothing(tmp_path: Path, models: Path):
             change()
     assert answer(repository) == 1
     assert [row.state for row in repository.index()] == ["READY"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_gone(tmp_path: Path, models: Path, caplog: pytest.LogCaptureFixture):
+    """Root may read every folder; one that is a link to itself nobody can."""
+    repository, _ = open_repository(tmp_path)
+    repository.load_all()
+    models.rename(tmp_path / "away")
+    models.symlink_to(models)
+    write_offset_model(models.parent / "other" / "1", 2)
+    for _ in range(3):
+        repository.look()
+    assert answer(repository) == 1
+    assert repository.versions("other") == ["1"]
+    with pytest.raises(LoadFailed, match="the folder of model 'm' cannot be read"):
+        repository.load("m")
+    started, _ = open_repository(tmp_path)
+    started.load_all()
+    assert [entry.name for entry in started] == ["other"]
+    assert "m cannot be read; it is left out" in caplog.text
+
+
+def test_a_file_in_a_folder_of_a_bundle_belongs_to_it(tmp_path: Path, models: Path):
+    (models / "1" / "weights").mkdir()
+    (models / "1" / "weights" / "part").write_bytes(b"1")
+    before = fingerprint(models / "1")
+    (models / "1" / "weights" / "part").write_bytes(b"23")
+    assert fingerprint(models / "1") != before
 
 
 def test_unreadable_policy_is_told_at_the_start(tmp_path: Path, models: Path):
