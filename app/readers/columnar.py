@@ -16,7 +16,7 @@ import numpy as np
 from app.errors import NotSupported, UnusableInput
 from app.readers.bounded import Buffer
 from app.readers.isolated import ask
-from app.readers.table import Selection, Table
+from app.readers.table import Selection, Table, without_index
 
 PARQUET_MAGIC = b"PAR1"
 ARROW_MAGIC = b"ARROW1"
@@ -34,7 +34,7 @@ def read_columnar(data: Buffer, kind: str, selection: Selection, limit: int) -> 
         raise NotSupported(f"{kind} files need the extra 'arrow' (pip install 'kronserve[arrow]')")
     question = {"kind": kind, "limit": limit, "selection": asdict(selection)}
     said, arrays = ask("app.readers.columnar_process", f"the {kind} file", question, data, 3 * limit)
-    return _table(said, arrays)
+    return without_index(_table(said, arrays), selection)
 
 
 def _table(said: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Table:

@@ -19,7 +19,7 @@ from app.readers.bounded import Buffer
 from app.readers.dates import is_date
 from app.readers.decimal_mark import MARKS, find_mark, is_written_number, number
 from app.readers.series import MAX_STEPS
-from app.readers.table import MAX_TEXT, Roles, Selection, Table, check_size, named_roles
+from app.readers.table import MAX_TEXT, Roles, Selection, Table, check_size, named_roles, without_index
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,8 +50,12 @@ def read_csv_table(data: Buffer, selection: Selection, limit: int, max_rows: int
     encoding = _encoding(raw)
     if b"\n" not in raw:
         raw = raw.replace(b"\r", b"\n")  # the line ends of classic Mac OS
+    elif b"\r\r\n" in raw:
+        raw = raw.replace(b"\r\r\n", b"\n")  # those of Windows, written twice
     names, rows_at, delimiter = _header(raw, encoding)
     _refuse_data_as_header(names)
+    if len(names) == 1:
+        raw = raw.rstrip()  # a blank line among those of one column is an empty cell
     lines = raw.count(b"\n", rows_at) + 1
     check_size(len(names) - 1, lines - 1, max_rows)
     roles = named_roles(names, selection)
@@ -72,7 +76,7 @@ def read_csv_table(data: Buffer, selection: Selection, limit: int, max_rows: int
     columns = _Columns(names, roles, lines, mark, grouped=selection.decimal is not None)
     for block in _blocks(raw, rows_at, names, delimiter, encoding, mark, roles):
         columns.add(block)
-    return columns.table()
+    return without_index(columns.table(), selection)
 
 
 class _Columns:
@@ -143,6 +147,7 @@ def _blocks(
             low_memory=False,  # one dtype a column and block
             skipinitialspace=True,
             dtype=texts,
+            skip_blank_lines=len(names) > 1,
             keep_default_na=False,
             na_values=empty,
             nrows=rows,
@@ -208,7 +213,10 @@ def _split(line: str, delimiter: str) -> list[str]:
         return [field.strip() for field in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
     except csv.Error as exc:
         if delimiter == DELIMITERS[0]:
-            raise InvalidRequest(f"the CSV's header is broken: {exc}") from exc
+            reason = str(exc)
+            if "unexpected end" in reason:
+                reason = "a quote is not closed where the line ends; write every name on one line"
+            raise InvalidRequest(f"the CSV's header is broken: {reason}") from exc
         return []
 
 

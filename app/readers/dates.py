@@ -23,8 +23,8 @@ DateOrder = Literal["dmy", "mdy"]
 SLICE = 1 << 16
 """Texts that become Python strings at a time."""
 
-_DAY_AND_MONTH = re.compile(r"\s*\d{1,2}([./-])\d{1,2}\1\d{4}(?!\d)")
-_OFFSET_AT_END = re.compile(r"[T ]\d{1,2}.*(?:[zZ]|[+-]\d{2}(?::?\d{2})?)\s*$")
+_DAY_AND_MONTH = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{4}(?!\d)")
+_OFFSET_AT_END = re.compile(r"[T ]\d{1,2}.*(?:[zZ]|[+-]\d{2}(?::?\d{2})?)$")
 _TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M", "T%H:%M:%S", " %H:%M:%S%z")
 _YEAR_FIRST = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d")
 _NAMED_MONTH = ("%d %b %Y", "%d-%b-%Y", "%d %B %Y", "%b %d %Y", "%b %d, %Y", "%B %d, %Y")
@@ -121,7 +121,7 @@ def _convert(texts: Sequence[str] | npt.NDArray[Any], date_format: str) -> pd.Da
             index, differ = pd.DatetimeIndex(pd.to_datetime(part, format=date_format, errors="coerce", utc=True)), True
         missing = np.asarray(index.isna())
         # pandas takes "now" and "today" for dates of any form.
-        missing |= np.char.isalpha(np.char.strip(np.asarray(part, np.str_)))
+        missing |= np.char.isalpha(np.asarray(part, np.str_))
         if missing.any():
             raise NotADate(at + int(missing.argmax()))
         if index.tz is not None:
@@ -138,7 +138,7 @@ def _convert(texts: Sequence[str] | npt.NDArray[Any], date_format: str) -> pd.Da
 
 
 def _slices(texts: Sequence[str] | npt.NDArray[Any]) -> Iterator[Any]:
-    """Parts of at most SLICE texts, as lists or arrays of strings."""
+    """Parts of at most SLICE texts, as lists or arrays of strings, without the blanks around each."""
     for start in range(0, len(texts), SLICE):
         part = texts[start : start + SLICE]
         if isinstance(part, np.ndarray) and part.dtype.kind == "S":
@@ -146,7 +146,7 @@ def _slices(texts: Sequence[str] | npt.NDArray[Any]) -> Iterator[Any]:
                 part = part.astype(np.str_)
             except UnicodeDecodeError:
                 part = np.char.decode(part, "utf-8", "replace")
-        yield part
+        yield np.char.strip(part) if isinstance(part, np.ndarray) else [text.strip() for text in part]
 
 
 def _fits(text: str, date_format: str) -> bool:

@@ -134,12 +134,23 @@ def _read_document(data: Buffer, limit: int, frequency: str | None) -> SeriesPay
 
 
 def started(series: Series, start: str | None, frequency: str | None) -> Series:
-    """A series without timestamps, with those from `start` on. UnusableInput: no frequency, or one it is not on."""
+    """A series without timestamps, with those from `start` on.
+
+    Raises:
+        UnusableInput: no frequency, or one it is not on; a start that is no timestamp, or may be one of two days.
+    """
     if start is None:
         return series
     if frequency is None:
         raise UnusableInput("start needs freq: without it the steps have no length", field="freq")
-    stamps, offset = calendar.stamps_from(start, frequency, series.values.shape[1])
+    try:
+        stamps, offset = calendar.stamps_from(start, frequency, series.values.shape[1])
+    except UnusableInput as error:
+        if error.field != "dates":
+            raise
+        raise UnusableInput(
+            f"start {start[:40]!r}: nothing tells the day from the month; write it as 2020-01-31", field="start"
+        ) from None
     return Series(series.values, series.names, stamps, offset.freqstr)
 
 

@@ -101,11 +101,13 @@ def _number(header: dict[str, str], key: str, default: str) -> float:
 
 
 def _affine(header: dict[str, str], dimensions: int) -> npt.NDArray[np.float64] | None:
-    """To RAS, of the first three axes: MetaImage's coordinates are LPS. None where nothing is said."""
-    spacing = _numbers(header, "ElementSpacing", "ElementSize")
+    """To RAS, of the first three axes: MetaImage's coordinates are LPS. None where nothing is said; directions without
+    a spacing are of voxels of 1 mm, as in ITK."""
+    directions = _numbers(header, "TransformMatrix", "Rotation", "Orientation")
+    spacing = _numbers(header, "ElementSpacing", "ElementSize") or [1.0] * (dimensions if directions else 0)
     if len(spacing) != dimensions or dimensions < 3:
         return None
-    directions = _numbers(header, "TransformMatrix", "Rotation", "Orientation") or list(np.eye(dimensions).ravel())
+    directions = directions or list(np.eye(dimensions).ravel())
     origin = _numbers(header, "Offset", "Position", "Origin") or [0.0] * dimensions
     if len(directions) != dimensions**2 or len(origin) != dimensions:
         raise InvalidRequest("the MetaImage's orientation is broken")

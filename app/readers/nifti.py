@@ -18,6 +18,8 @@ NIFTI1_HEADER, NIFTI2_HEADER = 348, 540
 
 _SINGLE, _PAIR = (b"n+1", b"n+2"), (b"ni1", b"ni2")
 _MAGIC_AT = {NIFTI1_HEADER: 344, NIFTI2_HEADER: 4}
+_MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}
+"""Of the units of space in the low three bits of xyzt_units (nifti1.h): metre, millimetre, micron."""
 
 
 def is_nifti(head: bytes) -> bool:
@@ -117,8 +119,13 @@ def _rescaled(voxels: npt.NDArray[Any], header: Any, limit: int) -> npt.NDArray[
     return voxels * np.float64(slope) + intercept
 
 
+def _unit(header: Any) -> float:
+    """The header's unit of space in mm; what it does not say, or says unknown, is taken for mm."""
+    return _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+
+
 def _spacing(header: Any) -> tuple[float, float, float] | None:
-    i, j, k = (abs(float(size)) for size in header["pixdim"][1:4])
+    i, j, k = (abs(float(size)) * _unit(header) for size in header["pixdim"][1:4])
     return (i, j, k) if all(0 < size < math.inf for size in (i, j, k)) else None
 
 
@@ -131,4 +138,5 @@ def _affine(header: Any) -> npt.NDArray[np.float64] | None:
         affine = np.asarray(header.get_best_affine(), np.float64)
     except (ValueError, HeaderDataError, np.linalg.LinAlgError) as exc:
         raise InvalidRequest("the NIfTI header's orientation is broken") from exc
+    affine[:3] *= _unit(header)
     return checked_affine(affine)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ MAX_GENERAL_BYTES = 4 << 20
 """Documents up to this size are also read the general way, which takes thirty times their bytes as Python objects."""
 
 MAX_DEPTH = 8
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 
 
 def read_document(
@@ -40,7 +44,7 @@ def read_document(
     if numbers > MAX_NUMBERS or numbers * 8 > limit:
         most = min(MAX_NUMBERS, limit // 8)
         raise PayloadTooLarge(f"the JSON holds up to {numbers} numbers, more than the limit of {most}")
-    fast = _read_fast(text, array_key)
+    fast = _read_fast(text, array_key, gaps)
     if fast is not None:
         return fast
     if len(text) > MAX_GENERAL_BYTES:
@@ -48,7 +52,7 @@ def read_document(
     return _read_general(text, array_key, gaps)
 
 
-def _read_fast(text: bytes, array_key: str) -> tuple[dict[str, Any], npt.NDArray[np.float64]] | None:
+def _read_fast(text: bytes, array_key: str, gaps: bool) -> tuple[dict[str, Any], npt.NDArray[np.float64]] | None:
     """None wherever the document is anything but plain: the general way then finds the answer, or the fault's place."""
     try:
         document = simdjson.Parser().parse(text)
@@ -66,32 +70,60 @@ def _read_fast(text: bytes, array_key: str) -> tuple[dict[str, Any], npt.NDArray
                     members[key] = value.as_dict()
         if not isinstance(array, simdjson.Array):
             return None
-        values = np.array(np.frombuffer(array.as_buffer(of_type="d"), np.float64))
-        shape, lists = _regular_shape(array)
+        shape, lists, rows = _regular_shape(array)
+        values = _numbers(array, rows, gaps)
     except (ValueError, TypeError, RuntimeError, KeyError):
         return None
     # The buffer flattens whatever is nested. Only if the text opens no more lists than the regular shape has (and the
     # other members' own) is it certain that [1, [2]] was not taken for [1, 2].
-    others = sum(_count_lists(value) for value in members.values())
-    if math.prod(shape) != values.size or text.count(b"[") != lists + others:
+    lists += sum(_count_lists(value) for value in members.values())
+    if math.prod(shape) != values.size or not _opens(text, lists):
         return None
     return members, values.reshape(shape)
 
 
-def _regular_shape(array: Any) -> tuple[tuple[int, ...], int]:
-    """Shape of a nested list that is regular in the levels that are lists, and how many lists it is made of."""
+def _opens(text: bytes, lists: int) -> bool:
+    """Whether valid JSON opens so many lists; brackets within its strings open none."""
+    brackets = text.count(b"[")
+    return brackets == lists or brackets - sum(found[0].count(b"[") for found in _STRING.finditer(text)) == lists
+
+
+def _numbers(array: Any, rows: list[Any], gaps: bool) -> npt.NDArray[np.float64]:
+    """The numbers of a nested list whose last level are `rows`, flat; with `gaps`, NaN for null.
+
+    Raises:
+        TypeError: an element is no number.
+    """
+    try:
+        return np.array(np.frombuffer(array.as_buffer(of_type="d"), np.float64))
+    except TypeError:
+        if not gaps:
+            raise
+    return np.fromiter(map(_or_nan, chain.from_iterable(rows)), np.float64, sum(map(len, rows)))
+
+
+def _or_nan(number: Any) -> float:
+    if number is not None and type(number) not in (int, float):
+        raise TypeError(f"{type(number)} is no number")
+    return math.nan if number is None else number
+
+
+def _regular_shape(array: Any) -> tuple[tuple[int, ...], int, list[Any]]:
+    """Shape of a nested list that is regular in the levels that are lists, how many lists it is made of, and those of
+    the last level."""
     shape, lists = [len(array)], 1
     level = [array]
     while shape[-1] and len(shape) < MAX_DEPTH:
-        level = [item for parent in level for item in _child_lists(parent)]
-        if not level:
+        children = [item for parent in level for item in _child_lists(parent)]
+        if not children:
             break
+        level = children
         sizes = {len(item) for item in level}
         if len(sizes) > 1 or len(level) != math.prod(shape):
             raise ValueError("ragged")
         shape.append(sizes.pop())
         lists += len(level)
-    return tuple(shape), lists
+    return tuple(shape), lists, level
 
 
 def _child_lists(parent: Any) -> list[Any]:

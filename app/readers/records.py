@@ -13,7 +13,7 @@ import simdjson
 from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
 from app.readers.bounded import Buffer
 from app.readers.numeric_json import MAX_NUMBERS
-from app.readers.table import MAX_TEXT, Roles, Selection, Table, check_size, named_roles
+from app.readers.table import MAX_TEXT, Roles, Selection, Table, check_size, named_roles, without_index
 
 _LONG_INTEGER = re.compile(rb'"(?:[^"\\]|\\.)*"|(?<![\d.eE+-])-?\d{19,}(?![\d.eE])')
 """A string, so that none is looked into, or an integer that may be past 64 bits."""
@@ -65,13 +65,14 @@ def read_records(data: Buffer, selection: Selection, limit: int) -> Table:
                 cells_of.append(_text(record.get(name), name, row))
     except (ValueError, RuntimeError) as exc:
         raise InvalidRequest(f"not valid JSON: {exc}") from exc
-    return Table(
+    table = Table(
         names=tuple(variates),
         values=np.array([np.frombuffer(numbers, np.float64) for numbers in variates.values()]),
         time=_column(texts, names, roles.time),
         time_name="date" if roles.time is None else names[roles.time],
         ids=_column(texts, names, roles.identity),
     )
+    return without_index(table, selection)
 
 
 def _record(item: Any, row: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,12 @@ MAX_SERIES = 4096
 
 MAX_TEXT = 128
 """Characters of an identifier or a timestamp."""
+
+_INDEX_LEVEL = re.compile(r"__index_level_\d+__")
+"""What pandas calls an index without a name in Parquet and Arrow."""
+
+_UNNAMED = re.compile(r"(?:Unnamed: \d+)?")
+"""What it is called in CSV, and once pandas has read that and written it again."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ class Table:
 
 
 def named_roles(names: Sequence[str], selection: Selection) -> Roles:
-    """The roles that the names alone give; `time` is None where only the content can tell.
+    """The roles that the names alone give; `time` is None where only the content can tell. The index of a data frame is
+    a variate only if it is asked for.
 
     Raises:
         UnusableInput: a name that was asked for and is not there, a repeated name, no variate left.
@@ -86,7 +94,9 @@ def named_roles(names: Sequence[str], selection: Selection) -> Roles:
     if selection.ids is not None and identity is None:
         raise UnusableInput("id chooses among the series of a long file, and this has no column of ids", field="id")
     if selection.columns is None:
-        variates = tuple(at for at in range(len(names)) if at not in (time, identity))
+        variates = tuple(
+            at for at, name in enumerate(names) if at not in (time, identity) and not _INDEX_LEVEL.fullmatch(name)
+        )
     else:
         variates = tuple(_asked(names, name, "columns") or 0 for name in split_names(selection.columns, names))
     return Roles(time, identity, variates)
@@ -100,6 +110,20 @@ def split_names(given: Sequence[str] | None, known: Sequence[str]) -> tuple[str,
         for name in ([text] if text in known else [part.strip() for part in text.split(",")])
         if name
     )
+
+
+def without_index(table: Table, selection: Selection) -> Table:
+    """The table without the index that a data frame was written with: a first column of whole numbers that increase,
+    and have no name. One that was asked for stays.
+
+    Raises:
+        UnusableInput: any other column of numbers without a name.
+    """
+    if selection.columns is None and table.names and _UNNAMED.fullmatch(table.names[0]) and _counts(table.values[0]):
+        table = replace(table, names=table.names[1:], values=table.values[1:])
+    if "" in table.names:
+        raise UnusableInput("a column of numbers has no name; give it one, or leave it out", field="columns")
+    return table
 
 
 def series_of(table: Table, selection: Selection) -> list[Series]:
@@ -125,6 +149,12 @@ def check_size(variates: int, steps: int, most: int = MAX_STEPS) -> None:
         raise PayloadTooLarge(f"{variates} variates; at most {MAX_VARIATES} are forecast together")
     if steps > most:
         raise PayloadTooLarge(f"{steps} steps; at most {most} are read, and the last are those that count")
+
+
+def _counts(numbers: npt.NDArray[np.float64]) -> bool:
+    return bool(
+        np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all() and (numbers[1:] > numbers[:-1]).all()
+    )
 
 
 def _asked(names: Sequence[str], name: str | None, field: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -65,20 +66,37 @@ def kind_of(data: Buffer) -> Kind:
 
 
 def grouped(files: Sequence[NamedFile]) -> list[list[NamedFile]]:
-    """Which of several files make one volume each: DICOM slices, the halves of a NIfTI pair, any other file alone."""
+    """Which of several files make one volume each: DICOM slices, the halves of a NIfTI pair, any other file alone.
+
+    The voxels of a pair are in the .img of the header's own name, in the same folder.
+
+    Raises:
+        UnusableInput: several pairs of one name.
+    """
     groups: list[list[NamedFile]] = []
     slices: list[NamedFile] = []
-    images = {_stem(file.name): file for file in files if kind_of(file.data) == "unknown"}
-    headers = {_stem(file.name) for file in files if kind_of(file.data) == "pair header"}
-    for file in files:
-        kind = kind_of(file.data)
+    kinds = [kind_of(file.data) for file in files]
+    headers = Counter(_stem(file.name) for file, kind in zip(files, kinds, strict=True) if kind == "pair header")
+    images: dict[str, NamedFile] = {}
+    for file, kind in zip(files, kinds, strict=True):
+        stem = _stem(file.name)
+        if kind != "unknown" or stem not in headers or not file.name.lower().endswith(".img"):
+            continue
+        if stem in images or headers[stem] > 1:  # named by no one: a file's name may be a patient's
+            raise UnusableInput(
+                "several .hdr or several .img of a NIfTI pair have one name; give every pair a name or a folder of its "
+                "own",
+                field="file",
+            )
+        images[stem] = file
+    for file, kind in zip(files, kinds, strict=True):
         if kind == "dicom":
             if not slices:
                 groups.append(slices)
             slices.append(file)
         elif kind == "pair header" and _stem(file.name) in images:
             groups.append([file, images[_stem(file.name)]])
-        elif kind != "unknown" or _stem(file.name) not in headers:
+        elif images.get(_stem(file.name)) is not file:
             groups.append([file])
     return groups
 
@@ -180,8 +198,9 @@ def _no_time(volume: Volume, time: int | None) -> Volume:
 
 
 def _stem(name: str) -> str:
-    base = name.rpartition("/")[2].lower()
-    return base.rpartition(".")[0] or base
+    """The name in lower case with its folder and without its last suffix."""
+    folder, mark, base = name.lower().rpartition("/")
+    return folder + mark + (base.rpartition(".")[0] or base)
 
 
 def _read_npz(data: Buffer, entries: Sequence[zipfile.ZipInfo], limit: int) -> npt.NDArray[Any]:

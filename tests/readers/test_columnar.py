@@ -83,6 +83,15 @@ def test_long_files_and_written_dates() -> None:
         assert found[0].timestamps.equals(pd.date_range("2020-01-01", periods=2))
 
 
+def test_the_index_of_a_filtered_frame_is_no_variate() -> None:
+    frame = FRAME[["when", "a", "b"]].sort_values("b", ascending=False)
+    frame = frame[frame["b"] != 3]
+    data = parquet(frame)
+    assert read(data)[0].names == ("a", "b")
+    (chosen,) = read(data, Selection(columns=("__index_level_0__",)))
+    assert chosen.values.tolist() == [frame.index.tolist()]
+
+
 @pytest.mark.parametrize(
     ("frame", "error", "message"),
     [

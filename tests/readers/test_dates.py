@@ -31,11 +31,16 @@ from app.readers.dates import SLICE, NotADate, is_date, parse_dates
         ("1 Jul 2016", "2016-07-01T00:00"),
         ("01-Jul-2016 13:00", "2016-07-01T13:00"),
         ("July 1, 2016", "2016-07-01T00:00"),
+        ("2016-07-01 05:00:00 ", "2016-07-01T05:00"),
+        (" 2016-07-01T05:00:00Z\t", "2016-07-01T05:00:00+00:00"),
+        ("31/12/2016 23:15 ", "2016-12-31T23:15"),
+        ("1 Jul 2016\u00a0", "2016-07-01T00:00"),
     ],
 )
 def test_date_formats(text: str, truth: str) -> None:
-    (stamp,) = parse_dates([text])
-    assert stamp == pd.Timestamp(truth)
+    for texts in ([text], np.array([text.encode()])):
+        (stamp,) = parse_dates(texts)
+        assert stamp == pd.Timestamp(truth)
     assert is_date(text)
 
 

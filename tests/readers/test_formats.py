@@ -112,7 +112,14 @@ def test_quotes_blanks_and_huge_integers() -> None:
         ("date\n2020-01-01\n", UnusableInput, "no variate", None),
         ("date,a\n", InvalidRequest, "no rows", None),
         ("\n \n", InvalidRequest, "empty", None),
-        ('date,"a\n2020-01-01,1\n', InvalidRequest, "header is broken", None),
+        ('date,"a\n2020-01-01,1\n', InvalidRequest, "quote is not closed.*write every name on one line", None),
+        ('date,"a\nb"\n2020-01-01,1\n', InvalidRequest, "quote is not closed", None),
+        ("date,a\r2020-01-01,1\r\n", InvalidRequest, "header is broken: new-line character", None),
+        ("date,a,\n2020-01-01,1,2\n2020-01-02,3,4\n", UnusableInput, "no name; give it one", "columns"),
+        (",date,a\n0,2020-01-01,1\n0,2020-01-02,3\n", UnusableInput, "no name; give it one", "columns"),
+        (",date,a\n0.5,2020-01-01,1\n1.5,2020-01-02,3\n", UnusableInput, "no name; give it one", "columns"),
+        (",date,a\n0,2020-01-01,1\n,2020-01-02,3\n", UnusableInput, "no name; give it one", "columns"),
+        (",date\n0,2020-01-01\n1,2020-01-02\n", UnusableInput, "no variate", None),
         ("a\0b\n1\n", InvalidRequest, "not text", None),
     ],
 )
@@ -160,6 +167,7 @@ def test_json_flat_list_is_one_variate() -> None:
         ({"target": [1], "start": 5}, InvalidRequest, "start"),
         ({"target": [1], "start": "2020-01-01"}, UnusableInput, "freq"),
         ({"target": [1], "start": "soon", "freq": "h"}, UnusableInput, "start"),
+        ({"target": [1], "start": "01/02/2020", "freq": "D"}, UnusableInput, "start"),
         ({"target": [1], "freq": "fortnight"}, UnusableInput, "freq"),
         ({"target": [1], "frequency": "h"}, InvalidRequest, "frequency"),
     ],
@@ -321,6 +329,18 @@ def test_decimal_commas_where_commas_part_nothing(fields: str) -> None:
     assert series.values.tolist() == [[1.5, -0.25], [-2, 1000.125]]
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r\r\n"])
+def test_a_blank_line_among_those_of_one_column_is_an_empty_cell(line_end: str) -> None:
+    rows = ["load", "1", "", "3", "  ", "5"]
+    for end in ("", line_end, 3 * line_end, f" {line_end} \t{line_end}"):
+        (series,) = read(line_end.join(rows) + end)
+        np.testing.assert_array_equal(series.values, [[1, np.nan, 3, np.nan, 5]])
+    with pytest.raises(UnusableInput, match="'load', row 2: the value is missing"):
+        read_csv(line_end.join(rows).encode())
+    (wide,) = read(line_end.join(["a,b", "1,2", "", "3,4"]))
+    assert wide.values.tolist() == [[1, 3], [2, 4]]
+
+
 def test_line_ends_of_classic_mac() -> None:
     assert read_csv(b"date,a\r2020-01-01,1\r2020-01-02,2\r").values.tolist() == [[1, 2]]
 
@@ -396,6 +416,22 @@ def test_what_cannot_be_read(selection: Selection, field: str) -> None:
     with pytest.raises(UnusableInput) as caught:
         read(LONG, selection)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_the_index_of_a_data_frame_is_no_variate(step: int) -> None:
+    table = frame().iloc[::step]
+    truth = read_csv(table.to_csv(index=False).encode())
+    again = table.rename_axis("Unnamed: 0").reset_index()
+    records = json.dumps(again.astype({"date": str}).to_dict("records"))
+    for data in (table.to_csv(), table.to_csv(sep=";"), again.to_csv(index=False), records):
+        (series,) = read(data)
+        assert series.names == truth.names
+        np.testing.assert_allclose(series.values, truth.values, rtol=1e-12)
+    (chosen,) = read(again.to_csv(index=False), Selection(columns=("Unnamed: 0", "load")))
+    np.testing.assert_array_equal(chosen.values[0], table.index)
+    turned = read(again.iloc[::-1].to_csv(index=False))[0]
+    assert turned.names == ("Unnamed: 0", *truth.names)
 
 
 def test_records_are_a_table() -> None:

@@ -79,6 +79,36 @@ def test_a_list_hidden_behind_a_bracket_in_a_name_is_found() -> None:
         read_document(b'{"a": [1, [2]], "names": ["\\u005bC]"]}', "a", 99)
 
 
+@pytest.mark.parametrize(
+    ("text", "truth"),
+    [
+        (b'{"names": ["load [MW]", "a\\"[", "\\\\"], "[": {"[[": "["}, "a": [[1, 2], [3, 4]]}', [[1, 2], [3, 4]]),
+        (b'{"a": [[1, null], [null, 4]]}', [[1, np.nan], [np.nan, 4]]),
+        (b'{"a": [null, 2, 18446744073709551615]}', [np.nan, 2, 2**64]),
+        (b'{"names": ["["], "a": [null]}', [np.nan]),
+    ],
+)
+def test_large_documents_have_brackets_in_names_and_gaps(
+    monkeypatch: pytest.MonkeyPatch, text: bytes, truth: list[Any]
+) -> None:
+    small = read_document(text, "a", 1000, gaps=True)
+    monkeypatch.setattr(numeric_json, "MAX_GENERAL_BYTES", 0)
+    members, array = read_document(text, "a", 1000, gaps=True)
+    np.testing.assert_array_equal(array, np.array(truth, np.float64), strict=True)
+    np.testing.assert_array_equal(array, small[1])
+    assert members == small[0]
+
+
+@pytest.mark.parametrize(
+    "array", ["[1, [2]]", "[null, [2]]", "[null, true]", '[null, "1"]', "[[null], 1]", "[[null], [1, 2]]", "[null, {}]"]
+)
+def test_large_documents_that_are_not_regular(monkeypatch: pytest.MonkeyPatch, array: str) -> None:
+    monkeypatch.setattr(numeric_json, "MAX_GENERAL_BYTES", 0)
+    for names in ('["[C]"]', '["\\u005bC]"]'):
+        with pytest.raises(InvalidRequest, match="regular"):
+            read_document(f'{{"a": {array}, "names": {names}}}'.encode(), "a", 1000, gaps=True)
+
+
 def test_not_an_object_and_missing() -> None:
     with pytest.raises(InvalidRequest, match="object"):
         read_document(b"[1]", "a", 99)

@@ -64,7 +64,5 @@ def _readings(content: bytes) -> Readings:
         raise DatasetError("a long table, with a row for every series and time; a column for each series is needed")
     if table.time is None:
         raise DatasetError("no column holds timestamps")
-    if "" in table.names:
-        raise DatasetError("a column of numbers has no name")
     (readings,) = series_of(table, _SELECTION)
     return readings
