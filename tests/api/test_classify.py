@@ -246,6 +246,15 @@ async def test_the_timeout_holds_for_all_files_together(service_settings: Settin
     assert "of 2 volumes" in response.json()["error"]
 
 
+async def test_volumes_of_one_form_do_not_keep_each_other_out(service_settings: Settings) -> None:
+    """The queue's budget is less than one of them takes, and they are admitted together."""
+    small = service_settings.model_copy(update={"queue_budget": 1e-3, "executors": 1, "max_batch": 1})
+    async with speaking_to(small) as client:
+        response = await client.post(URL, files=[("file", ("a", npy(mask()))) for _ in range(8)])
+    assert response.status_code == 200, response.text
+    assert len(response.json()["predictions"]) == 8
+
+
 async def test_more_parts_than_a_request_may_have_are_400(client: httpx.AsyncClient) -> None:
     response = await client.post(URL, files=[("file", (str(number), b"x")) for number in range(1025)])
     assert response.status_code == 400
