@@ -52,7 +52,7 @@ def tables(bundle: Path, data: Path | None = None) -> str:
         past = PastForecasts(series, task, np.arange(stop - longest, first - 1, -STRIDE)[::-1], longest)
         while (inputs := past.rows) is not None:
             past.take(np.concatenate([run(inputs[at : at + BATCH]) for at in range(0, len(inputs), BATCH)]))
-        found |= backtest.backtest(past, task, horizons, backtest.season_of(rows.frequency), since=start)
+        found |= backtest.backtest(past, task, horizons, backtest.season_of(rows.frequency, start), since=start)
     lines = [
         f"| {manifest.name}: horizon | 80 %, validation | 95 %, validation | 80 %, with history | 95 %, with history |",
         "| --- | --- | --- | --- | --- |",

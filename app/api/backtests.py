@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
@@ -10,7 +10,7 @@ from fastapi import Query, Request
 from starlette.responses import Response
 
 from app.api.answers import error_responses
-from app.api.forecast import REQUEST_BODY, Settled, decoded
+from app.api.forecast import REQUEST_BODY, Settled, decoded, decoding_size, naming
 from app.api.forecast_runs import run_past
 from app.api.series_query import SeriesOptions
 from app.api.task_routes import require_task, task_router
@@ -19,9 +19,12 @@ from app.engine.runtime import Model
 from app.errors import InvalidRequest, UnusableInput
 from app.manifest import Forecasting
 from app.readers.libraries import offload_with
+from app.readers.regularity import Report
+from app.readers.series import Series
 from app.service import Service
 from app.tasks import backtest
 from app.tasks.forecasting import MAX_PASSES
+from app.tasks.past import Origins
 from app.timeline import note_decoding, note_model
 
 JSON = "application/json"
@@ -76,7 +79,12 @@ Horizons = Annotated[
 ]
 Windows = Annotated[int, Query(ge=1, le=MAX_WINDOWS, description="Most forecasts of each series, evenly apart.")]
 Season = Annotated[
-    int | None, Query(ge=1, le=100_000, description="Steps of the season that the baseline repeats; by freq if absent.")
+    int | None,
+    Query(
+        ge=1,
+        le=100_000,
+        description="Steps of the season that the baseline repeats; by freq if absent, or 1 where that is too long.",
+    ),
 ]
 
 
@@ -91,12 +99,17 @@ async def evaluate(
     """Forecast every series in the body from many points in its past and compare with what came.
 
     MSE, MAE and MASE of the model and of repeating the last season, and how often central intervals of 80 and 95 %
-    held, for each horizon. The file is read as for a forecast; what counts is its regular end.
+    held, for each horizon. The file is read as for a forecast; what counts is its regular end. Of `fill`, only ffill:
+    values that it fills are history, but no outcomes.
     """
     service: Service = request.app.state.service
     loaded = service.repository.get(model, request.path_params.get("version"))
     note_model(request.scope, loaded)
     spec = require_task(loaded, Forecasting, "does not forecast")
+    if options.fill == "linear":
+        raise UnusableInput(
+            "a line to a later value tells a forecast what it could not know; a backtest fills with ffill", field="fill"
+        )
     if not spec.standardise:
         raise UnusableInput(f"{loaded.name} takes values as they are; only models that scale windows are measured")
     horizons = _horizons(horizon, spec)
@@ -106,10 +119,9 @@ async def evaluate(
         note_decoding(request.scope)
         if len(uploads) > 1:
             raise InvalidRequest("one file a request; the form has several", field="file")
-        settled = await offload_with(
-            "pandas",
-            len(uploads[0].data),
-            lambda: decoded(
+
+        def decode() -> list[_Known]:
+            settled = decoded(
                 uploads[0],
                 options,
                 spec,
@@ -117,41 +129,50 @@ async def evaluate(
                 loaded.inputs[0],
                 service.settings.max_decoded_bytes,
                 keep=lambda _: None,
-            ),
-        )
-        answers = [
-            await _measured(service, request, loaded, spec, one, horizons, max(1, windows // len(settled)), season)
-            for one in settled
-        ]
+            )
+            most = max(1, windows // len(settled))
+            return [_known(one, spec, max(horizons), season, most) for one in settled]
+
+        known = await offload_with("pandas", decoding_size(uploads[0], options), decode)
+        answers = [await _measured(service, request, loaded, spec, one, horizons) for one in known]
     document = {"model": loaded.name, "version": loaded.version, "series": answers}
     return Response(orjson.dumps(document), media_type=JSON)
 
 
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A series, the points to forecast from and the season of the baseline."""
+
+    series: Series
+    report: Report
+    origins: Origins
+    season: int
+
+
+def _known(settled: Settled, spec: Forecasting, horizon: int, season: int | None, windows: int) -> _Known:
+    series = settled.prepared.series
+    with naming(series):
+        steps = backtest.season_for(series, horizon, season)
+        return _Known(series, settled.report, backtest.origins_of(series, spec, horizon, steps, windows), steps)
+
+
 async def _measured(
-    service: Service,
-    request: Request,
-    model: Model,
-    spec: Forecasting,
-    settled: Settled,
-    horizons: list[int],
-    windows: int,
-    season: int | None,
+    service: Service, request: Request, model: Model, spec: Forecasting, known: _Known, horizons: list[int]
 ) -> dict[str, Any]:
     """One series' part of the answer."""
-    series = settled.prepared.series
-    origins = backtest.origins_of(series, spec, max(horizons), windows)
-    steps = season or backtest.season_of(series.frequency)
-    past = await run_past(service, request, model, series, origins, max(horizons))
+    series, report = known.series, known.report
+    past = await run_past(service, request, model, series, known.origins, max(horizons))
 
     def measure() -> dict[str, Any]:
-        return backtest.backtest(past, spec, horizons, steps)
+        with naming(series):
+            return backtest.backtest(past, spec, horizons, known.season, filled=report.filled)
 
     return {
         "id": series.id,
-        "windows": len(origins),
-        "season": steps,
+        "windows": len(known.origins),
+        "season": known.season,
         "horizons": await offload_with("pandas", 4 * past.forecasts.nbytes, measure),
-        "input": asdict(settled.report),
+        "input": report.counts(),
     }
 
 

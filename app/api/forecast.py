@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -21,7 +22,10 @@ from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
 from app.manifest import Forecasting, TensorSpec
 from app.readers.formats import format_of, read_series
 from app.readers.libraries import offload_with
+from app.readers.offload import INLINE_BYTES, SERIES_BYTES
 from app.readers.regularity import Report, settle
+from app.readers.series import Series
+from app.readers.table import ID_NAMES
 from app.service import Service
 from app.tasks import forecasting
 from app.tasks.intervals import parse_probabilities
@@ -150,7 +154,7 @@ async def forecast(
             check_intervals(loaded, spec, [one.prepared for one in settled], probabilities)
             return settled
 
-        settled = await offload_with("pandas", len(upload.data), decode)
+        settled = await offload_with("pandas", decoding_size(upload, options), decode)
     forecasts = await run_forecasts(service, request, loaded, [one.prepared for one in settled])
     answers = [Answer(forecast, one.report) for forecast, one in zip(forecasts, settled, strict=True)]
     if probabilities:
@@ -162,7 +166,8 @@ async def forecast(
         return encoded(loaded, answers, media_type)
 
     # A number takes about twenty bytes as text.
-    content = await offload_with("pandas", 20 * sum(one.forecast.values.size for one in answers), encode)
+    size = sum(20 * one.forecast.values.size + SERIES_BYTES for one in answers)
+    content = await offload_with("pandas", size, encode)
     return Response(content, media_type=media_type)
 
 
@@ -172,6 +177,32 @@ class Settled:
 
     prepared: forecasting.Prepared
     report: Report
+
+
+def decoding_size(upload: Upload, options: SeriesQuery) -> int:
+    """What decoding an upload costs, in bytes as `offload` counts them.
+
+    Its length, or more than is ever done in the event loop where the time does not follow that: left-out steps to fill,
+    a series an id, and columns that a process of their own reads. A key that JSON writes with escapes may be any name.
+    """
+    size = len(upload.data)
+    if size > INLINE_BYTES:
+        return size
+    text = bytes(upload.data).lower()
+    hidden = b"\\u" in text or format_of(upload.data, upload.media_type, upload.filename) in ("parquet", "arrow")
+    long = options.id_column is not None or any(name.encode() in text for name in ID_NAMES)
+    return INLINE_BYTES + 1 if hidden or long or options.fill is not None else size
+
+
+@contextmanager
+def naming(series: Series) -> Iterator[None]:
+    """Refusals of one series of a long file say which."""
+    try:
+        yield
+    except UnusableInput as error:
+        if series.id is not None:
+            error.message = f"series {series.id[:40]!r}: {error.message}"
+        raise
 
 
 def decoded(
@@ -197,17 +228,13 @@ def decoded(
     settled: list[Settled] = []
     numbers = 0
     for series in payload.series:
-        try:
+        with naming(series):
             regular, report = settle(series, spec.lookback, keep=kept, frequency=payload.frequency, fill=options.fill)
             numbers += regular.values.size
             if numbers * 8 > limit:
                 raise PayloadTooLarge(f"with left-out steps, the series have more numbers than {limit} bytes take")
             ready = forecasting.prepare(regular, spec, steps, input_name=tensor.name, width=tensor.shape[1])
             settled.append(Settled(ready, report))
-        except UnusableInput as error:
-            if series.id is not None:
-                error.message = f"series {series.id[:40]!r}: {error.message}"
-            raise
     return settled
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ def _one_series(answer: Answer) -> dict[str, Any]:
         "frequency": forecast.frequency,
         "timestamps": None if forecast.timestamps is None else isoformat(forecast.timestamps),
         "forecast": dict(zip(forecast.names, np.ascontiguousarray(forecast.values), strict=True)),
-        "input": asdict(answer.report),
+        "input": answer.report.counts(),
     }
     if answer.quantiles is not None:
         found = answer.quantiles

@@ -11,6 +11,7 @@ from app.api.submission import run_all
 from app.engine.runtime import Model
 from app.manifest import Forecasting
 from app.readers.libraries import offload_with
+from app.readers.offload import SERIES_BYTES
 from app.readers.series import Series
 from app.service import Service
 from app.tasks import forecasting
@@ -32,19 +33,18 @@ async def run_forecasts(
 
         def finish(
             current: list[forecasting.Prepared] = current, outputs: dict[str, np.ndarray] = outputs
-        ) -> list[forecasting.Forecast]:
-            return [
-                forecasting.finish(one, {name: rows[index : index + 1] for name, rows in outputs.items()})
-                for index, one in enumerate(current)
-            ]
+        ) -> list[forecasting.Prepared]:
+            """What is left to forecast: nothing after the last pass."""
+            for index, (one, done) in enumerate(zip(current, passes, strict=True)):
+                done.append(forecasting.finish(one, {name: rows[index : index + 1] for name, rows in outputs.items()}))
+            if current[0].horizon <= spec.horizon:
+                return []
+            return [forecasting.roll(one, done[-1], spec) for one, done in zip(current, passes, strict=True)]
 
-        size = sum(one.series.values.shape[0] for one in current) * spec.horizon * 8
-        finished = await offload_with("pandas", size, finish)
-        for done, one in zip(passes, finished, strict=True):
-            done.append(one)
-        if current[0].horizon <= spec.horizon:
+        size = sum(one.series.values.shape[0] * spec.horizon * 8 + SERIES_BYTES for one in current)
+        current = await offload_with("pandas", size, finish)
+        if not current:
             return [forecasting.joined(done) for done in passes]
-        current = [forecasting.roll(one, done[-1], spec) for one, done in zip(current, passes, strict=True)]
 
 
 async def run_past(

@@ -14,6 +14,7 @@ from app.engine.runtime import Model
 from app.errors import UnusableInput
 from app.manifest import Forecasting
 from app.readers.libraries import offload_with
+from app.readers.offload import SERIES_BYTES
 from app.service import Service
 from app.tasks import intervals, past
 from app.tasks.forecasting import MAX_PASSES, Array, Forecast, Prepared, drop_noise
@@ -112,7 +113,9 @@ async def run_quantiles(
                 quantiles[:, variate] = drop_noise(quantiles[:, variate], float(one.scale[variate, 0]))
             return quantiles
 
-        values = await offload_with("pandas", 8 * len(probabilities) * forecast.values.size, finish)
+        # One after the other: the loop has no pause between those that are done in it.
+        size = 8 * len(probabilities) * forecast.values.size + len(prepared) * SERIES_BYTES
+        values = await offload_with("pandas", size, finish)
         known = intervals.is_known(one.series, spec)
         if errors is None:
             calibration = "validation" if known else "other data"

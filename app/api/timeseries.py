@@ -29,6 +29,7 @@ from app.readers.calendar import isoformat
 from app.readers.formats import started
 from app.readers.libraries import offload_with
 from app.readers.numeric_json import MAX_NUMBERS
+from app.readers.offload import SERIES_BYTES
 from app.readers.regularity import settle
 from app.readers.series import Series
 from app.readers.table import check_size
@@ -203,7 +204,7 @@ async def _answer(service: Service, request: Request, asked: ForecastRequest, si
             for number, one in enumerate(asked.inputs)
         ]
 
-    prepared = await offload_with("pandas", size, prepare)
+    prepared = await offload_with("pandas", size + len(asked.inputs) * SERIES_BYTES, prepare)
     check_intervals(model, spec, prepared, probabilities)
     outputs = []
     # Inputs may have different numbers of variates; those of one number go together.

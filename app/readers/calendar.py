@@ -53,6 +53,14 @@ def parse_frequency(name: str, first: pd.Timestamp | None = None) -> BaseOffset:
     return offset
 
 
+def same_step(one: str, other: str) -> bool:
+    """Whether two names of frequencies mean one step, as 60min and h do; an unknown name means no other."""
+    try:
+        return one == other or parse_frequency(one) == parse_frequency(other)
+    except UnusableInput:
+        return False
+
+
 def step_of(stamps: pd.DatetimeIndex, frequency: str | None) -> BaseOffset | None:
     """The step of ordered stamps: the one given, or else the most frequent one; None for one stamp alone.
 
@@ -113,8 +121,12 @@ def steps_between(first: pd.Timestamp, last: pd.Timestamp, offset: BaseOffset) -
         length = pd.Timedelta(nanoseconds=offset.nanos) if days is None else pd.Timedelta(days=days * offset.n)
         steps, left = divmod(last - first, length)
         return None if left or not offset.is_on_offset(first) else int(steps)
-    between = pd.date_range(first, last, freq=offset)
-    return len(between) - 1 if len(between) and between[0] == first and between[-1] == last else None
+    if first - first.normalize() != last - last.normalize():
+        return None
+    if not (offset.is_on_offset(first) and offset.is_on_offset(last)):
+        return None
+    steps, rest = divmod(12 * (last.year - first.year) + last.month - first.month, _months(offset))
+    return None if rest else steps
 
 
 def stamps_from(start: str, offset_name: str, count: int) -> tuple[pd.DatetimeIndex, BaseOffset]:
@@ -148,10 +160,8 @@ def stamps_after(stamps: pd.DatetimeIndex, frequency: str, count: int) -> pd.Dat
 
 def stamps_until(stamps: pd.DatetimeIndex, offset: BaseOffset, count: int) -> pd.DatetimeIndex:
     """The `count` timestamps that end with the last of some, which may leave steps out."""
-    import pandas as pd
-
     clock = step_clock(stamps, offset)
-    return _zoned(pd.date_range(end=clock[-1], periods=count, freq=offset), stamps)
+    return _zoned(_range(clock[-1], offset, count, until=True), stamps)
 
 
 def follow(first: pd.DatetimeIndex, second: pd.DatetimeIndex) -> pd.DatetimeIndex:
@@ -171,15 +181,45 @@ def isoformat(stamps: pd.DatetimeIndex) -> list[str]:
 
 
 def _steps(first: pd.Timestamp, offset: BaseOffset, count: int) -> pd.DatetimeIndex:
-    import pandas as pd
-
     try:
-        stamps = pd.date_range(first, periods=count, freq=offset)
+        stamps = _range(first, offset, count)
     except (ValueError, OverflowError) as exc:
         raise UnusableInput(f"{count} steps of {offset.freqstr!r} from {first} leave the calendar") from exc
     if count and stamps[-1].year > LAST_YEAR:
         raise UnusableInput(f"{count} steps of {offset.freqstr!r} from {first} pass year {LAST_YEAR}")
     return stamps
+
+
+def _range(known: pd.Timestamp, offset: BaseOffset, count: int, *, until: bool = False) -> pd.DatetimeIndex:
+    """`count` times from one that is on the step and of a `step_clock`, or until it.
+
+    pandas' own date_range walks weeks, business days and months one by one.
+
+    Raises:
+        ValueError, OverflowError: they leave the calendar.
+    """
+    import pandas as pd
+
+    offsets = pd.tseries.offsets
+    if _is_fixed(offset) or isinstance(offset, offsets.Day):
+        if until:
+            return pd.date_range(end=known, periods=count, freq=offset)
+        return pd.date_range(known, periods=count, freq=offset)
+    steps = np.arange(count) - (count - 1 if until else 0)
+    day = np.datetime64(known.date(), "D")
+    if isinstance(offset, offsets.Week):
+        days = day + 7 * offset.n * steps
+    elif isinstance(offset, offsets.BusinessDay):
+        days = np.busday_offset(day, offset.n * steps)
+    else:
+        months = day.astype("M8[M]") + _months(offset) * steps
+        days = months.astype("M8[D]") if known.day == 1 else (months + 1).astype("M8[D]") - 1
+    return pd.DatetimeIndex(days.astype("M8[s]")).as_unit(known.unit) + (known - known.normalize())
+
+
+def _months(offset: BaseOffset) -> int:
+    """Months in a step of months, quarters or years."""
+    return int({"M": 1, "Q": 3, "Y": 12}[offset.rule_code[0]] * offset.n)
 
 
 def _is_fixed(offset: BaseOffset) -> bool:

@@ -12,6 +12,9 @@ from anyio.lowlevel import RunVar
 INLINE_BYTES = 1 << 18
 """Work on fewer bytes is done in the event loop: a thread would cost more than it frees."""
 
+SERIES_BYTES = 1 << 16
+"""What work on one series costs beside its numbers (timestamps, a frequency, an answer's frame), in bytes."""
+
 Result = TypeVar("Result")
 
 _threads: RunVar[CapacityLimiter] = RunVar("_threads")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ MAX_GAPS = 10_000
 FEWEST_ROWS = 10
 """Rows that tell the step, however few the model needs."""
 
-FILLED_NUMBERS = 1 << 24
+FILLED_NUMBERS = 1 << 21
 """Numbers of a series whose left-out steps are all filled; one that was sent may be more."""
 
 
@@ -36,7 +36,8 @@ FILLED_NUMBERS = 1 << 24
 class Report:
     """What became of the rows: `rows` sent, `used` steps kept, how many `faults` the rows before those have.
 
-    filled_steps: steps that the file left out. filled_values: empty cells, those of left-out steps not counted.
+    filled_steps: steps that the file left out. filled_values: empty cells, those of left-out steps not counted. filled:
+    (variates, used), true where the value was filled; None where none was.
     """
 
     rows: int
@@ -44,6 +45,17 @@ class Report:
     faults: int = 0
     filled_steps: int = 0
     filled_values: int = 0
+    filled: npt.NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
+
+    def counts(self) -> dict[str, int]:
+        """What answers say of it."""
+        return {
+            "rows": self.rows,
+            "used": self.used,
+            "faults": self.faults,
+            "filled_steps": self.filled_steps,
+            "filled_values": self.filled_values,
+        }
 
 
 def settle(
@@ -114,6 +126,7 @@ def settle(
         faults=int(faults.size) + int((~np.isfinite(before)).any(axis=0).sum()),
         filled_steps=filled_steps,
         filled_values=int(empty[:, usable:][:, ~left_out[usable:]].sum()),
+        filled=empty[:, usable:] if empty[:, usable:].any() else None,
     )
     return settled, report
 

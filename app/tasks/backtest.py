@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from app.errors import UnusableInput
+from app.errors import InferenceFailed, UnusableInput
 from app.manifest import Forecasting
 from app.readers.series import Series
 from app.tasks import intervals
-from app.tasks.forecasting import Array
+from app.tasks.forecasting import Array, check_magnitude
 from app.tasks.past import MIN_ORIGINS, PAST_HORIZONS, Origins, PastForecasts, counting
 
 LEVELS = (0.8, 0.95)
@@ -23,10 +24,32 @@ MAX_NUMBERS = 1 << 24
 _SEASONS = {"s": 60, "min": 60, "h": 24, "D": 7, "B": 5, "W": 52, "M": 12, "Q": 4}
 
 
-def season_of(frequency: str | None) -> int:
-    """Steps of the season that a frequency usually has: a day of minutes and hours, a week of days, a year of more."""
-    if frequency is None:
-        return 1
+def season_for(series: Series, horizon: int, asked: int | None) -> int:
+    """Steps of the season to measure a series with: the one that was asked for, or the usual one.
+
+    Raises:
+        UnusableInput: the one that was asked for leaves no outcome of `horizon` steps behind it.
+    """
+    steps = series.values.shape[1]
+    if asked is None:
+        return season_of(series.frequency, steps - horizon)
+    if asked > steps - horizon:
+        raise UnusableInput(
+            f"the series has {steps} steps; a season of {asked} needs {asked} + {horizon}", field="season"
+        )
+    return asked
+
+
+def season_of(frequency: str | None, most: int) -> int:
+    """Steps of the season that a frequency usually has: a day of minutes and hours, a week of days, a year of more.
+
+    1 where that is more than `most`.
+    """
+    steps = 1 if frequency is None else _usual_season(frequency)
+    return steps if steps <= most else 1
+
+
+def _usual_season(frequency: str) -> int:
     head = frequency.split("-")[0]
     count = int("".join(letter for letter in head if letter.isdigit()) or 1)
     unit = head.lstrip("0123456789")
@@ -36,50 +59,64 @@ def season_of(frequency: str | None) -> int:
     return steps // count if steps % count == 0 else 1
 
 
-def origins_of(series: Series, spec: Forecasting, horizon: int, most: int) -> Origins:
-    """Origins over the whole series, evenly apart, each with a lookback before it and a horizon of truth behind it.
+def origins_of(series: Series, spec: Forecasting, horizon: int, season: int, most: int) -> Origins:
+    """Origins over the whole series, evenly apart, each with a lookback and a season before it and a horizon of truth
+    behind it: the model and the baseline forecast from the same ones.
 
     At most `most`, and fewer of many variates and long horizons: their forecasts have MAX_NUMBERS together.
 
     Raises:
-        UnusableInput: the series is too short for one.
+        UnusableInput: the series is too short for one, or has values past float range.
     """
-    first, last = spec.lookback, series.values.shape[1] - horizon
+    first, last = max(spec.lookback, season), series.values.shape[1] - horizon
     if last < first:
-        raise UnusableInput(
-            f"the series has {series.values.shape[1]} steps; a backtest needs {spec.lookback} + {horizon}"
-        )
+        raise UnusableInput(f"the series has {series.values.shape[1]} steps; a backtest needs {first} + {horizon}")
+    check_magnitude(series.values)
     most = max(1, min(most, MAX_NUMBERS // (len(series.values) * horizon)))
     stride = max(1, -(-(last - first + 1) // most))
     return np.arange(last, first - 1, -stride)[::-1]
 
 
 def backtest(
-    past: PastForecasts, spec: Forecasting, horizons: Sequence[int], season: int, since: int = 0
+    past: PastForecasts,
+    spec: Forecasting,
+    horizons: Sequence[int],
+    season: int,
+    since: int = 0,
+    filled: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
     """Errors and coverage by horizon, over all origins and variates, and over steps 1 to the horizon.
 
     past: every pass of its forecasts has been taken, and every outcome is known. since: origins before it are only past
-    to those that count.
+    to those that count, and those have a season before them. filled: (variates, time), values of the series that nobody
+    sent; they are no outcomes.
 
     MSE and MAE are in units of each variate's deviation over the series; MASE in units of its mean change over a season
     (Hyndman and Koehler 2006), null where it never changes. Coverage of central intervals: as the bundle's validation
     errors make them up to the head, and as an origin's own past stretches them where it has one.
+
+    Raises:
+        UnusableInput: a horizon has no outcome that was sent. InferenceFailed: a forecast is NaN or infinite.
     """
-    series, origins = past.series, past.origins
-    longest, counted = max(horizons), origins >= since
-    season = season if season <= origins[0] else 1
-    unit = series.values.std(axis=1)
+    longest, counted = max(horizons), past.origins >= since
+    origins, forecasts = past.origins[counted], past.forecasts[counted, :, :longest]
+    assert season <= origins[0]
+    if not np.isfinite(forecasts).all():
+        raise InferenceFailed("the model's forecast is not finite")
+    # By a power of two near each variate's largest value: no digit changes, and no square is past float range.
+    power = -np.frexp(np.abs(past.series.values).max(axis=1, keepdims=True))[1]
+    values = np.ldexp(past.series.values, power)
+    outcomes = values if filled is None else np.where(filled, np.nan, values)
+    unit = values.std(axis=1)
     unit = np.where(unit > 0, unit, 1.0)
-    change = np.abs(series.values[:, season:] - series.values[:, :-season]).mean(axis=1)
-    truth = np.stack([series.values[:, at : at + longest] for at in origins])
-    model = past.forecasts[:, :, :longest]
-    naive = np.stack([series.values[:, at - season + np.arange(longest) % season] for at in origins])
-    covered = _coverage(past, spec)
+    change, _ = _means(np.abs(outcomes[:, season:] - outcomes[:, :-season]), (1,))
+    truth = np.stack([outcomes[:, at : at + longest] for at in origins])
+    naive = np.stack([values[:, at - season + np.arange(longest) % season] for at in origins])
+    errors = {"model": np.ldexp(forecasts, power) - truth, "seasonal_naive": naive - truth}
+    covered = _coverage(past, spec, filled)
     return {
         str(horizon): {
-            "model": _errors((model - truth)[counted], unit, change, horizon),
-            "seasonal_naive": _errors((naive - truth)[counted], unit, change, horizon),
+            **{who: _errors(error[..., :horizon], unit, change) for who, error in errors.items()},
             "coverage": {
                 kind if horizon <= spec.horizon else "history": {
                     f"{level:g}": float(np.nanmean(inside[level][counted, :, :horizon])) for level in LEVELS
@@ -93,23 +130,35 @@ def backtest(
     }
 
 
-def _errors(error: Array, unit: Array, change: Array, horizon: int) -> dict[str, float | None]:
-    error = error[..., :horizon]
+def _errors(error: Array, unit: Array, change: Array) -> dict[str, float | None]:
+    """Of errors (origins, variates, steps), NaN where the outcome is not known."""
+    by_variate, known = _means(np.abs(error), (0, 2))
+    if not known.any():
+        raise UnusableInput("no outcome was sent within the horizon: all were filled", field="fill")
     scaled = error / unit[:, np.newaxis]
-    by_variate = np.abs(error).mean(axis=(0, 2))
-    moves = change > 0
+    moves = (change > 0) & known
     return {
-        "mse": float((scaled**2).mean()),
-        "mae": float(np.abs(scaled).mean()),
+        "mse": float(np.nanmean(scaled**2)),
+        "mae": float(np.nanmean(np.abs(scaled))),
         "mase": float((by_variate[moves] / change[moves]).mean()) if moves.any() else None,
     }
 
 
-def _coverage(past: PastForecasts, spec: Forecasting) -> dict[str, dict[float, Array]]:
+def _means(values: Array, axes: tuple[int, ...]) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Means of what is known along `axes`, 0 where nothing is, and where anything is."""
+    counts = (~np.isnan(values)).sum(axis=axes)
+    return np.nansum(values, axis=axes) / np.maximum(counts, 1), counts > 0
+
+
+def _coverage(
+    past: PastForecasts, spec: Forecasting, filled: npt.NDArray[np.bool_] | None
+) -> dict[str, dict[float, Array]]:
     """By calibration and level: 1 where the outcome lies inside, 0 where not, NaN where that calibration has no say."""
     if spec.intervals is None:
         return {}
     errors, origins, horizon = past.errors(), past.origins, past.horizon
+    if filled is not None:
+        errors[np.stack([filled[:, at : at + horizon] for at in origins])] = np.nan
     pairs = [(0.5 - level / 2, 0.5 + level / 2) for level in LEVELS]
     probabilities = sorted(edge for pair in pairs for edge in pair)
     shapes = intervals.shapes(past.series, spec, horizon, probabilities)
@@ -131,5 +180,5 @@ def _coverage(past: PastForecasts, spec: Forecasting) -> dict[str, dict[float, A
                 inside = (errors[number] >= away[probabilities.index(low)]) & (
                     errors[number] <= away[probabilities.index(high)]
                 )
-                found[kind][level][number] = inside
+                found[kind][level][number] = np.where(np.isnan(errors[number]), np.nan, inside)
     return found

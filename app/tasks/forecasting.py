@@ -80,6 +80,12 @@ def standardise(window: Array) -> tuple[npt.NDArray[np.float32], Array, Array]:
     return scaled.astype(np.float32), origin + centre * unit, deviation * unit
 
 
+def check_magnitude(values: Array) -> None:
+    """UnusableInput for values past MAX_MAGNITUDE."""
+    if np.abs(values).max() > MAX_MAGNITUDE:
+        raise UnusableInput(f"values past {MAX_MAGNITUDE:g} cannot be forecast")
+
+
 def prepare(
     series: Series,
     spec: Forecasting,
@@ -116,8 +122,7 @@ def prepare(
 
     window = series.values[:, -spec.lookback :]
     if spec.standardise:
-        if np.abs(window).max() > MAX_MAGNITUDE:
-            raise UnusableInput(f"values past {MAX_MAGNITUDE:g} cannot be forecast")
+        check_magnitude(window)
         scaled, mean, scale = standardise(window)
     else:
         if np.abs(window).max() > np.finfo(np.float32).max:

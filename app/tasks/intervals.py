@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from app.errors import UnusableInput
 from app.manifest import Forecasting, Intervals
+from app.readers.calendar import same_step
 from app.readers.series import Series
 from app.tasks.forecasting import Array
 
@@ -59,7 +60,9 @@ def is_known(series: Series, spec: Forecasting) -> bool:
     """Whether a series has the variates and the step that the bundle was calibrated on."""
     assert spec.intervals is not None
     known = all(name in spec.intervals.errors for name in series.names)
-    return known and series.frequency in (None, spec.frequency)
+    if series.frequency is None or spec.frequency is None:
+        return known and series.frequency is None
+    return known and same_step(series.frequency, spec.frequency)
 
 
 @dataclass(frozen=True, eq=False)

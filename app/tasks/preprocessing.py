@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import PayloadTooLarge, UnusableInput
+from app.errors import UnusableInput
 from app.manifest import Binarise, Clip, Crop, Normalise, Pad, Reorient, Resample, Resize, Step, VolumeClassification
 from app.readers.volume import Volume
 
@@ -20,7 +20,13 @@ MAX_AXIS = 4096
 """Voxels along one axis that are resized; the weights take memory with its length, whatever the volume's size."""
 
 MAX_VOXELS = 1 << 27
-"""Voxels of a resampled or padded volume: a header that claims metres between voxels would make more of them."""
+"""Voxels of a resampled or padded volume."""
+
+FREE_VOXELS = 1 << 24
+"""Voxels that any volume may be resampled to, 256 along each axis; past them MAX_GROWTH counts."""
+
+MAX_GROWTH = 8
+"""Times its voxels that a large volume may be resampled to: a header may claim metres between them."""
 
 Entry = dict[str, Any]
 
@@ -41,7 +47,7 @@ def preprocess(volume: Volume, spec: VolumeClassification) -> tuple[npt.NDArray[
 
     Raises:
         UnusableInput: another modality than the model takes, a constant volume, a single slice, no mask where one must
-        be, no voxel size where resampling needs it. PayloadTooLarge: a resampled volume that no memory holds.
+        be, no voxel size where resampling needs it, one that makes more voxels than the volume's own account for.
     """
     if spec.modalities and volume.modality is not None and volume.modality not in spec.modalities:
         raise UnusableInput(f"this model takes {' and '.join(spec.modalities)}; the file is of another modality")
@@ -108,7 +114,7 @@ def _resample(state: _State, step: Resample) -> tuple[_State, Entry]:
         max(1, round(size * old / new))
         for size, old, new in zip(state.array.shape, state.spacing, step.spacing, strict=True)
     )
-    _check_voxels(shape)
+    _check_voxels(shape, max(FREE_VOXELS, MAX_GROWTH * state.array.size))
     positions = [
         np.arange(size) * (new / old) for size, old, new in zip(shape, state.spacing, step.spacing, strict=True)
     ]
@@ -125,9 +131,11 @@ def _resample(state: _State, step: Resample) -> tuple[_State, Entry]:
 def _clip(array: npt.NDArray[Any], step: Clip) -> tuple[npt.NDArray[Any], Entry]:
     low, high = step.low, step.high
     if step.of == "percentiles":
-        low, high = (float(bound) for bound in np.percentile(array, (low, high)))
+        numbers = array.view(np.uint8) if array.dtype == np.bool_ else array  # no percentiles of truths in NumPy
+        low, high = (float(bound) for bound in np.percentile(numbers, (low, high)))
     entry = {"of": step.of, "low": low, "high": high}
-    return np.clip(array.astype(np.float64), low, high), entry
+    numbers = array.astype(np.float64)
+    return np.clip(numbers, low, high, out=numbers), entry
 
 
 def _normalise(array: npt.NDArray[Any], step: Normalise) -> tuple[npt.NDArray[np.float64], Entry]:
@@ -135,10 +143,14 @@ def _normalise(array: npt.NDArray[Any], step: Normalise) -> tuple[npt.NDArray[np
     _refuse_constant(numbers, "the volume is constant after the steps before its normalisation")
     if step.method == "minmax":
         low, high = float(numbers.min()), float(numbers.max())
-        return (numbers - low) / (high - low), {"method": step.method, "low": low, "high": high}
+        numbers -= low
+        numbers /= high - low
+        return numbers, {"method": step.method, "low": low, "high": high}
     mean = float(numbers.mean()) if step.mean is None else step.mean
     deviation = float(numbers.std()) if step.deviation is None else step.deviation
-    return (numbers - mean) / deviation, {"method": step.method, "mean": mean, "deviation": deviation}
+    numbers -= mean
+    numbers /= deviation
+    return numbers, {"method": step.method, "mean": mean, "deviation": deviation}
 
 
 def _binarise(array: npt.NDArray[Any], step: Binarise) -> tuple[npt.NDArray[np.bool_], Entry]:
@@ -159,14 +171,16 @@ def _crop(array: npt.NDArray[Any], step: Crop) -> tuple[npt.NDArray[Any], Entry]
 
 def _pad(array: npt.NDArray[Any], step: Pad) -> tuple[npt.NDArray[Any], Entry]:
     missing = [max(0, size - have) for size, have in zip(step.shape, array.shape, strict=True)]
-    _check_voxels([have + more for have, more in zip(array.shape, missing, strict=True)])
-    kind = np.result_type(array, np.min_scalar_type(step.value)) if array.dtype != np.bool_ else np.dtype(np.float64)
+    _check_voxels([have + more for have, more in zip(array.shape, missing, strict=True)], MAX_VOXELS)
+    # NumPy's least type of 0.1 and of 3001.0 is float16, which holds neither.
+    whole = step.value.is_integer() and abs(step.value) < 1 << 53
+    kind = np.result_type(array, np.min_scalar_type(int(step.value)) if whole else np.float32)
     widths = [(more // 2, more - more // 2) for more in missing]
     padded = np.pad(array.astype(kind), widths, constant_values=step.value)
     return padded, {"from": list(array.shape), "to": list(padded.shape), "value": step.value}
 
 
-def _resize(array: npt.NDArray[Any], step: Resize) -> tuple[npt.NDArray[np.float64], Entry]:
+def _resize(array: npt.NDArray[Any], step: Resize) -> tuple[npt.NDArray[Any], Entry]:
     entry = {"method": step.method, "from": list(array.shape), "to": list(step.shape)}
     if step.method == "area":
         return resize_area(array, step), entry
@@ -202,12 +216,14 @@ def resize_area(array: npt.NDArray[Any], step: Resize) -> npt.NDArray[np.float64
     return resized
 
 
-def _sampled(array: npt.NDArray[Any], positions: list[npt.NDArray[np.float64]], method: str) -> npt.NDArray[np.float64]:
+def _sampled(array: npt.NDArray[Any], positions: list[npt.NDArray[np.float64]], method: str) -> npt.NDArray[Any]:
     """The array at the grid of positions (in voxels, one list an axis), which end at its first and last voxel.
 
-    Linear interpolation in three axes is that in one axis after another. Axes that shrink come first: less is held.
+    Linear interpolation in three axes is that in one axis after another. Axes that shrink come first: less is held. It
+    gives float32, or float64 where float32 does not hold the array's own numbers; "nearest" keeps these.
     """
     sampled = array
+    kind = np.result_type(array, np.float32)
     for axis in sorted(range(3), key=lambda axis: len(positions[axis]) / array.shape[axis]):
         last = array.shape[axis] - 1
         places = positions[axis].clip(0, last)
@@ -217,11 +233,16 @@ def _sampled(array: npt.NDArray[Any], positions: list[npt.NDArray[np.float64]], 
         below = np.minimum(np.floor(places).astype(np.intp), max(0, last - 1))
         shape = [1, 1, 1]
         shape[axis] = -1
-        part = (places - below).reshape(shape)
-        lower = sampled.take(below, axis).astype(np.float64)
-        upper = sampled.take(np.minimum(below + 1, last), axis)
-        sampled = lower + part * (upper - lower)
-    return sampled.astype(np.float64)
+        part = (places - below).reshape(shape).astype(kind)
+        lower = sampled.take(below, axis).astype(kind, copy=False)
+        upper = sampled.take(np.minimum(below + 1, last), axis).astype(kind, copy=False)
+        del sampled  # two of an axis' arrays at a time
+        with np.errstate(over="ignore", invalid="ignore"):  # `preprocess` refuses what comes of it
+            upper -= lower
+            upper *= part
+            lower += upper
+        sampled = lower
+    return sampled
 
 
 def _overlaps(source: int, target: int) -> npt.NDArray[np.float64]:
@@ -234,9 +255,10 @@ def _overlaps(source: int, target: int) -> npt.NDArray[np.float64]:
     return overlaps
 
 
-def _check_voxels(shape: tuple[int, ...] | list[int]) -> None:
-    if np.prod(np.array(shape, np.float64)) > MAX_VOXELS:
-        raise PayloadTooLarge(f"the volume would have shape {list(shape)}, more than {MAX_VOXELS} voxels")
+def _check_voxels(shape: tuple[int, ...] | list[int], most: int) -> None:
+    most = min(most, MAX_VOXELS)
+    if np.prod(np.array(shape, np.float64)) > most:
+        raise UnusableInput(f"the volume would have shape {list(shape)}, more than {most} voxels")
 
 
 def _refuse_constant(array: npt.NDArray[Any], message: str) -> None:

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import os
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import orjson
 import pandas as pd
 import pytest
 
+from app.readers.regularity import settle
 from app.settings import Settings
 from tests.conftest import speaking_to
 
@@ -447,6 +449,44 @@ async def test_whole_files_are_forecast_as_they_are(repository: Path, cache: Pat
             answer = response.json()
             assert (answer["input"]["rows"], len(answer["forecast"])) == (rows, variates)
             assert answer["timestamps"][0] == after
+
+
+async def test_what_takes_longer_than_its_bytes_tell_is_not_done_in_the_loop(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many series, steps to fill, columns that a process reads: a small file may still hold up the others."""
+    found: list[bool] = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        found.append(threading.current_thread() is threading.main_thread())
+        return settle(*args, **options)
+
+    monkeypatch.setattr("app.api.forecast.settle", noted)
+    monkeypatch.setattr("app.api.timeseries.settle", noted)
+    plain, evaluated = table(values(1)), URL.replace("forecast", "evaluate")
+    frame = pd.read_csv(io.BytesIO(plain))
+    long = frame.assign(Item_ID="a").to_csv(index=False).encode()
+    records = orjson.dumps(frame.assign(unique_id="a").to_dict("records")).replace(b"unique_id", b"uniq\\u0075e_id")
+    parquet = io.BytesIO()
+    frame.to_parquet(parquet)
+    one = {"name": "x", "series": values(1)[0].tolist(), "frequency": "hour"}
+    inputs = {"model": "hot-etth1", "inputs": [one] * 4, "options": {"horizon": 2}}
+    assert (await ask(client, plain)).status_code == 200  # pandas is there
+    found.clear()
+    for body, media_type, url, options in (
+        (plain, "text/csv", URL, {"freq": "h"}),
+        (plain, "text/csv", evaluated, {"horizon": 2}),
+        (plain, "text/csv", URL, {"fill": "ffill"}),
+        (plain, "text/csv", evaluated, {"horizon": 2, "fill": "ffill"}),
+        (long, "text/csv", URL, {}),
+        (long.replace(b"Item_ID", b"which"), "text/csv", URL, {"id_column": "which"}),
+        (records, "application/json", URL, {}),
+        (parquet.getvalue(), "application/vnd.apache.parquet", URL, {}),
+        (orjson.dumps(inputs), "application/json", "/v1/timeseries/forecast", {}),
+    ):
+        response = await client.post(url, content=body, params=options, headers={"content-type": media_type})
+        assert response.status_code == 200, response.text
+    assert found == [True] * 2 + [False] * 10
 
 
 async def test_left_out_steps_cost_no_more_than_what_is_sent_may(

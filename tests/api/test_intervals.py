@@ -167,6 +167,10 @@ async def test_a_backtest_compares_with_the_last_season(client: httpx.AsyncClien
         assert found["model"]["mae"] > 0
         assert found["seasonal_naive"]["mase"] == pytest.approx(1, abs=0.1)
         assert 0 < found["coverage"]["validation"]["0.8"] <= found["coverage"]["validation"]["0.95"] <= 1
+    short = await ask(client, table(96 + 24 + 9, freq="min"), "evaluate", horizon=24)
+    assert (short.json()["series"][0]["season"], short.json()["series"][0]["windows"]) == (1, 10)
+    later = await ask(client, table(300), "evaluate", horizon=24, season=270)
+    assert (later.json()["series"][0]["season"], later.json()["series"][0]["windows"]) == (270, 7)
     long = pd.DataFrame(
         {"unique_id": "s", "ds": pd.date_range("2018-01-01", periods=300, freq="h"), "y": values(300)[0]}
     )
@@ -174,6 +178,18 @@ async def test_a_backtest_compares_with_the_last_season(client: httpx.AsyncClien
     answer = (await ask(client, several, "evaluate", horizon=24)).json()
     assert [one["id"] for one in answer["series"]] == ["s", "t"]
     assert answer["series"][0]["horizons"] == answer["series"][1]["horizons"]
+
+
+async def test_a_backtest_counts_no_filled_values(client: httpx.AsyncClient) -> None:
+    lines = table(200).splitlines(keepends=True)
+    gap = b"".join(lines[:151] + lines[191:])  # rows 151 to 190; the one forecast is of 151 to 200
+    options = {"season": 1, "windows": 1, "fill": "ffill"}
+    answer = await ask(client, gap, "evaluate", horizon="50", **options)
+    assert answer.json()["series"][0]["input"] == {
+        "rows": 160, "used": 200, "faults": 0, "filled_steps": 40, "filled_values": 0
+    }  # fmt: skip
+    refused = await ask(client, gap, "evaluate", horizon="40,50", **options)
+    assert (refused.status_code, refused.json()["field"]) == (422, "fill")
 
 
 async def test_a_backtest_rolls_past_the_head(client: httpx.AsyncClient) -> None:
@@ -193,6 +209,8 @@ async def test_a_backtest_rolls_past_the_head(client: httpx.AsyncClient) -> None
         (table(1200), {"horizon": "5761"}, 422, "horizon"),
         (table(1200), {"horizon": "soon"}, 422, "horizon"),
         (table(1200), {"windows": 0}, 400, "windows"),
+        (table(300), {"horizon": "24", "season": 277}, 422, "season"),
+        (table(1200), {"fill": "linear"}, 422, "fill"),
         (b"", {}, 400, None),
     ],
 )

@@ -6,7 +6,16 @@ import pandas as pd
 import pytest
 
 from app.errors import UnusableInput
-from app.readers.calendar import follows, isoformat, parse_frequency, stamps_after, stamps_from, step_of, steps_between
+from app.readers.calendar import (
+    follows,
+    isoformat,
+    parse_frequency,
+    stamps_after,
+    stamps_from,
+    stamps_until,
+    step_of,
+    steps_between,
+)
 
 FREQUENCIES = ["s", "10min", "h", "90min", "D", "3D", "W-MON", "2W-FRI", "B", "MS", "ME", "2MS", "QS-OCT", "QE-DEC"]
 FREQUENCIES += ["YS-JAN", "YE-JUN"]
@@ -170,3 +179,16 @@ def test_steps_between_are_those_of_a_range(frequency: str) -> None:
     whole = pd.date_range("2019-12-20", periods=40, freq=frequency)
     assert [steps_between(whole[3], whole[at], offset) for at in (4, 5, 9, 39)] == [1, 2, 6, 36]
     assert steps_between(whole[3], whole[9] + pd.Timedelta("1ns"), offset) is None
+
+
+@pytest.mark.parametrize("frequency", ["3MS", "ME", "QS-FEB", "2QE-DEC", "YS-JUN", "YE-DEC", "W-MON", "2W-TUE", "3B"])
+def test_far_steps_are_reckoned_and_not_walked(frequency: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap of a thousand years in a small file costs no more than one of a day."""
+    offset = pd.tseries.frequencies.to_offset(frequency)
+    walked = pd.date_range("0001-01-20 05:00", periods=500, freq=frequency)
+    ends = walked[[0, -1]]
+    monkeypatch.setattr(pd, "date_range", None)
+    assert steps_between(*ends, offset) == 499
+    assert steps_between(ends[0], ends[1] + pd.Timedelta("1D"), offset) is None
+    assert stamps_until(ends, offset, 500).equals(walked)
+    assert stamps_after(walked[:9], frequency, 491).equals(walked[9:])

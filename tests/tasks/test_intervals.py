@@ -153,7 +153,13 @@ def test_every_origin_of_the_past_has_a_lookback_and_no_more_are_made_than_allow
 def test_known_series_have_the_names_and_the_step_of_the_bundle() -> None:
     assert intervals.is_known(Series(noise(), ("a",), frequency="h"), SPEC)
     assert intervals.is_known(Series(noise(), ("a",)), SPEC)
+    assert intervals.is_known(Series(noise(), ("a",), frequency="60min"), SPEC)
+    assert intervals.is_known(Series(noise(), ("a",), frequency="3600s"), SPEC)
     assert not intervals.is_known(Series(noise(), ("a",), frequency="D"), SPEC)
+    assert not intervals.is_known(Series(noise(), ("a",), frequency="h"), SPEC.model_copy(update={"frequency": None}))
+    assert not intervals.is_known(
+        Series(noise(), ("a",), frequency="h"), SPEC.model_copy(update={"frequency": "hourly"})
+    )
     assert not intervals.is_known(Series(noise(), ("b",)), SPEC)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import nibabel as nib
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from app.errors import PayloadTooLarge, UnusableInput
+from app.errors import UnusableInput
 from app.manifest import Binarise, Clip, Crop, Normalise, Pad, Reorient, Resample, Resize, VolumeClassification
 from app.readers.volume import Volume
 from app.tasks.preprocessing import MAX_AXIS, preprocess, resize_area
@@ -187,6 +188,8 @@ def test_normalising() -> None:
     standard = sitk.GetArrayFromImage(sitk.Normalize(image(array, (1, 1, 1)))).T * np.sqrt(120 / 119)
     np.testing.assert_allclose(run(array, Normalise()), standard, rtol=0, atol=1e-6)
     np.testing.assert_allclose(run(array, Normalise(mean=3, deviation=20)), (array - 3) / 20, rtol=0, atol=1e-6)
+    mask = run(array, Binarise(threshold=4), Clip(low=1, high=99, of="percentiles"))
+    assert (mask.min(), mask.max()) == (0, 1)
     with pytest.raises(UnusableInput, match="constant after"):
         run(array, Clip(low=1000, high=2000), Normalise())
 
@@ -207,6 +210,29 @@ def test_cropping_and_padding_are_simpleitks(shape: tuple[int, int, int]) -> Non
     assert run(array, Crop(shape=shape), Pad(shape=shape)).shape == shape
 
 
+@pytest.mark.parametrize("kind", [np.bool_, np.uint8, np.int16, np.float16, np.int32])
+@pytest.mark.parametrize("value", [0.1, -0.25, 3001.0, 1e5])
+def test_padding_is_the_value_that_the_answer_names(kind: Any, value: float) -> None:
+    array = np.arange(8).reshape(2, 2, 2).astype(kind)
+    result, ((entry),) = preprocess(volume(array), spec(Pad(shape=(2, 2, 4), value=value)))
+    assert entry["value"] == value
+    assert (result[0, :, :, 0] == np.float32(value)).all()
+    np.testing.assert_array_equal(result[0, :, :, 1:3], array)
+
+
+def test_resampling_holds_no_more_than_it_makes() -> None:
+    """A few bytes with huge voxels are refused where they would make many, and take 8 bytes of each where they may."""
+    small = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    with pytest.raises(UnusableInput, match="more than 16777216 voxels"):
+        run(small, Resample(spacing=(1, 1, 1)), affine=np.diag([129.0, 129, 129, 1]))
+    tracemalloc.start()
+    result = run(small, Resample(spacing=(1, 1, 1)), affine=np.diag([40.0, 40, 40, 1]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.shape == (80, 80, 80)
+    assert peak < 10 * result.size
+
+
 @pytest.mark.parametrize(
     ("found", "task", "message"),
     [
@@ -219,7 +245,7 @@ def test_cropping_and_padding_are_simpleitks(shape: tuple[int, int, int]) -> Non
     ],
 )
 def test_inputs_that_cannot_be_what_the_model_expects(found: Volume, task: VolumeClassification, message: str) -> None:
-    with pytest.raises((UnusableInput, PayloadTooLarge), match=message):
+    with pytest.raises(UnusableInput, match=message):
         preprocess(found, task)
 
 
