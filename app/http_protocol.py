@@ -69,9 +69,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A connection on which nothing is ever sent ends like one that stays idle between requests."""
+        """A connection on which no request is ever begun ends like one that stays idle between two of them.
+
+        It has no less time for that than for a head, however short idle connections are kept.
+        """
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._idle(max(self.timeout_keep_alive, self._limits.head))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The timers end with the connection."""
@@ -89,7 +92,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._segment = len(data)
         self._unclaimed += len(data)
-        self._unset_keepalive_if_required()
         try:
             self._parse(data)
         except httptools.HttpParserError:
@@ -115,6 +117,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             for name, value in self.headers:
                 if name not in OFFER:
                     head += (name, b": ", value, b"\r\n")
+            if not self.parser.should_keep_alive():  # which Connection may have said beside the offer
+                head.append(b"connection: close\r\n")
             self._offered = False
             if self._refused or self._fault is not None:
                 return
@@ -123,9 +127,26 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._parse(data[upgrade.args[0] :])
 
     def on_message_begin(self) -> None:
-        """A request's first byte was parsed."""
+        """A request's first byte was parsed. Empty lines before it begin none (RFC 9112, section 2.2)."""
+        self._unset_keepalive_if_required()
         self._in_message = self._in_head = True
         self.url, self.headers, self.expect_100_continue = b"", [], False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head, without the whitespace after its value (RFC 9110, section 5.5).
+
+        Trailers do not join the head (RFC 9110, section 6.5.1), and nobody reads them here. After one that closes the
+        connection the parser takes nothing more all the same, so the request is the last that is answered.
+        """
+        name = name.lower()
+        if not self._in_head:
+            if name == b"connection":
+                self.cycle.keep_alive = False
+            return
+        value = value.rstrip(b" \t")
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head ends; one that came in few large pieces is measured here."""
@@ -145,7 +166,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._body_until = inf
         if self._direct is not None and self._take_direct(self._direct):
             return
-        url, headers, expecting = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
+        # A client of HTTP/1.0 knows no interim answer (RFC 9110, section 10.1.1).
+        expecting = self.expect_100_continue and self.parser.get_http_version() != "1.0"
         super().on_message_begin()  # which makes the scope, only now, for the application
         self.url, self.headers, self.expect_100_continue = url, headers, expecting
         self.scope["headers"] = headers
@@ -159,7 +182,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
-            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            elif name == b"transfer-encoding" and value.lower() != b"chunked":
                 return 501, "no transfer coding but chunked is known here"
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             return 400, "a request needs one Host header"
@@ -194,8 +217,27 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._unclaimed = 0
         self._in_message = False
         self._stop_timer()
-        if self._fault is None:
-            super().on_message_complete()
+        if self._fault is not None:
+            return
+        super().on_message_complete()
+        # An answer that was complete before its request left the connection to what still came of that.
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None and not self._refused:
+            if self.cycle.keep_alive:
+                self._idle(self.timeout_keep_alive)
+            else:
+                self.transport.close()
+
+    def on_response_complete(self) -> None:
+        """The connection is idle, or the next request's answer is begun; or a request is still on its way."""
+        super().on_response_complete()
+        if self._in_message:
+            self._unset_keepalive_if_required()
+            if self._in_head and self._timer is not None:  # reading may have been paused until now
+                self._stop_timer()
+                self._watch()
+
+    def _idle(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def shutdown(self) -> None:
         """The server leaves: an idle connection is closed, one whose request is on its way after the answer."""
@@ -203,7 +245,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def refuse(self, status: int, message: str) -> None:
-        """Answer, unless an answer is on its way, and end the connection."""
+        """Answer, unless an answer is on its way or the request has had its own, and end the connection."""
         if self._refused:
             return
         self._refused = True
@@ -220,6 +262,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             earlier.keep_alive = False  # its answer is owed, and the last one here
             self.pipeline.clear()
             return
+        if self._in_message and not self._in_head and self.cycle.response_complete:
+            self.drop_rest()
+            return
         body = orjson.dumps({"error": message})
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
         head = f"{head}content-length: {len(body)}\r\nconnection: close\r\n"
@@ -232,6 +277,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Listen to nothing more, and close when the client has had time to read what was said."""
         self._refused = True
         self._stop_timer()
+        self._unset_keepalive_if_required()
         self.flow.resume_reading()
         self.loop.call_later(LAST_WORDS_SECONDS, self.transport.close)
 
@@ -247,7 +293,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _check(self) -> None:
         self._timer = None
-        if self._in_head:
+        if self._in_head and self.flow.read_paused:  # an earlier request is answered first
+            self._watch()
+        elif self._in_head:
             self.refuse(408, f"the request's headers took longer than {self._limits.head:g} s")
         elif self.loop.time() >= self._body_until:
             self.refuse(408, f"the request's body took longer than {self._limits.body:g} s")

@@ -79,7 +79,9 @@ class Settings(BaseSettings):
         description="Folder for compiled models and measured plans.",
     )
     plan_seconds: float = Field(1.0, gt=0, description="Time to measure a model's plan at its first load, seconds.")
-    max_queue: int = Field(4096, gt=0, description="Requests that may wait, of all models; past it the answer is 429.")
+    max_queue: int = Field(
+        4096, gt=0, description="Requests that may wait before a new one, else it is 429; of all models, twice as many."
+    )
     queue_budget: float = Field(
         2.0, gt=0, description="Longest time in the queue, seconds; an estimate past 0.85 of it is answered with 429."
     )
@@ -96,7 +98,7 @@ class Settings(BaseSettings):
     )
     body_timeout: float = Field(600.0, gt=0, description="Longest time for a request's body, seconds; past it 408.")
     keep_alive: int = Field(
-        75, ge=0, description="Seconds that an idle connection stays open; more than a load balancer in front keeps it."
+        75, ge=0, description="Seconds that a connection stays open after an answer; more than a load balancer's own."
     )
     max_body_bytes: int = Field(100 * MIB, gt=0, description="Largest request body; past it 413.")
     max_decoded_bytes: int = Field(256 * MIB, gt=0, description="Largest decompressed file; past it 413.")

@@ -66,7 +66,8 @@ class DirectInference:
             elif name == deadline.RAW_HEADER:
                 timeout = value
             elif name == REQUEST_ID:
-                request_id = value
+                if request_id is None:  # the first of two, as `edge` takes it
+                    request_id = value
             elif name in NOT_PLAIN:
                 return None
         if not 0 <= size <= self._largest:

@@ -36,10 +36,16 @@ MAX_NUMBERS = 8 << 20
 MAX_GENERAL_BYTES = 1 << 20
 """Text of any member but `data`."""
 
+MAX_WIDE_BYTES = 4 << 20
+"""JSON with integers of more than 64 bits, which the parser does not know."""
+
 MAX_INPUTS = 1024
 
 MAX_STRINGS = 1 << 20
 """BYTES elements in one JSON tensor; each is a Python object."""
+
+OTHER_NUMBERS = ("BIGINT_ERROR", "NUMBER_ERROR")
+"""What simdjson says of integers of more than 64 bits; of other numbers it cannot read, the latter too."""
 
 LONGEST_NUMBER = 18
 """Digits of a length; more are past any limit."""
@@ -279,7 +285,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
     Raises:
         InvalidRequest: not JSON, or more inputs than any model has.
-        PayloadTooLarge: past MAX_JSON_BYTES, MAX_NUMBERS, or MAX_GENERAL_BYTES in anything but `data`.
+        PayloadTooLarge: past MAX_JSON_BYTES, MAX_NUMBERS, MAX_GENERAL_BYTES in anything but `data`, or MAX_WIDE_BYTES.
     """
     if len(text) > MAX_NUMBERS and (len(text) > MAX_JSON_BYTES or text.count(b",") >= MAX_NUMBERS):
         raise PayloadTooLarge(
@@ -288,7 +294,9 @@ def _parse(text: bytes) -> dict[str, Any]:
     try:
         document = simdjson.Parser().parse(text)
     except (ValueError, RuntimeError) as error:  # the latter for nesting past the parser's limit
-        raise InvalidRequest(f"the body is not valid JSON: {_reason(error)}") from error
+        if not str(error).startswith(OTHER_NUMBERS):
+            raise InvalidRequest(f"the body is not valid JSON: {_reason(error)}") from error
+        document = _parse_wide(text)
     if not isinstance(document, simdjson.Object):
         raise InvalidRequest("the body must be a JSON object")
     if len(text) <= SMALL_DOCUMENT:
@@ -301,6 +309,22 @@ def _parse(text: bytes) -> dict[str, Any]:
             raise InvalidRequest(f"more than {MAX_INPUTS} inputs", field="inputs")
         plain["inputs"] = [_members(item) if isinstance(item, simdjson.Object) else None for item in inputs]
     return plain
+
+
+def _parse_wide(text: bytes) -> Any:
+    """The document with its integers of more than 64 bits as floats, as JavaScript writes those below 1e21.
+
+    RFC 8259, section 6, has no largest number, and grants parsers the precision of a double.
+    """
+    if len(text) > MAX_WIDE_BYTES:
+        raise PayloadTooLarge(
+            f"JSON of more than {MAX_WIDE_BYTES} bytes has a malformed number or an integer of more than 64 bits; "
+            "send it as binary tensors"
+        )
+    try:
+        return simdjson.Parser().parse(orjson.dumps(orjson.loads(text)))
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError) as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
 
 
 def _members(item: Any) -> dict[str, Any]:
@@ -447,7 +471,7 @@ def _decode_raw(body: memoryview, model: Model) -> dict[str, np.ndarray]:
         raise InvalidRequest(
             f"{len(body)} bytes do not hold {spec.datatype} of shape {list(spec.shape)}", field=spec.name
         )
-    return {spec.name: np.frombuffer(body, dtype).reshape(shape)}
+    return {spec.name: from_bytes(body, spec.name, spec.datatype, dtype, shape)}
 
 
 def _decode_outputs(outputs: Any, binary_default: bool, model: Model) -> Iterator[OutputRequest]:

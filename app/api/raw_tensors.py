@@ -18,7 +18,11 @@ STRINGS = "OSU"
 def from_bytes(
     blob: bytes | memoryview, name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int]
 ) -> np.ndarray:
-    """The tensor of this shape in `blob`, without a copy but for BYTES; InvalidRequest when the size is another."""
+    """The tensor of this shape in `blob`, without a copy but for BYTES; InvalidRequest when the size is another.
+
+    BOOL elements are bytes of 0 or 1, as Triton's binary tensor data extension has them: of others ONNX Runtime's
+    operators make what is neither.
+    """
     if datatype == "BYTES":
         # No more elements than the shape has and one: each is a Python object.
         return filled(list(islice(_split(blob, name), prod(shape) + 1)), name, dtype, shape)
@@ -26,6 +30,8 @@ def from_bytes(
         raise InvalidRequest(
             f"input {name!r}: {len(blob)} bytes do not hold {datatype} of shape {list(shape)}", field=name
         )
+    if datatype == "BOOL" and np.frombuffer(blob, np.uint8).max(initial=0) > 1:
+        raise InvalidRequest(f"input {name!r}: a BOOL element is a byte of 0 or 1", field=name)
     return _shaped(np.frombuffer(blob, dtype), name, shape)
 
 

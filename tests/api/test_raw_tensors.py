@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from app.api.oip_codec import InferRequest, OutputRequest, bytes_to_write
-from app.api.raw_tensors import raw_bytes
+from app.api.raw_tensors import from_bytes, raw_bytes
+from app.errors import InvalidRequest
 
 NUMERIC = st.sampled_from(["?", "i1", "u2", "i4", "u8", "f2", "f4", "f8"]).map(np.dtype)
 
@@ -20,6 +21,15 @@ def test_raw_bytes_are_row_major_however_the_tensor_lies(tensor: np.ndarray, tur
     raw = raw_bytes(tensor)
     assert bytes(raw) == tensor.tobytes()
     assert len(raw) == tensor.nbytes
+
+
+def test_raw_booleans_are_0_or_1():
+    """With any other byte ONNX Runtime's operators compute what is neither."""
+    given = from_bytes(memoryview(b"\0\1"), "flag", "BOOL", np.dtype(bool), [1, 2])
+    assert given.tolist() == [[False, True]]
+    assert from_bytes(b"", "flag", "BOOL", np.dtype(bool), [0, 2]).shape == (0, 2)
+    with pytest.raises(InvalidRequest, match="'flag': a BOOL element is a byte of 0 or 1"):
+        from_bytes(b"\1\7", "flag", "BOOL", np.dtype(bool), [1, 2])
 
 
 def test_a_row_major_tensor_is_not_copied_and_a_part_does_not_hold_the_whole():

@@ -85,6 +85,13 @@ def test_whole_and_in_chunks_are_answered_alike(server: Server, call: Call):
     assert whole == chunked
 
 
+def test_the_first_of_two_request_ids_counts(server: Server):
+    ids = [("X-Request-Id", "one"), ("X-Request-Id", "two")]
+    for content in (json_of(), iter([json_of()])):
+        answer = httpx.post(f"{server.url}/v2/models/add/infer", content=content, headers=ids)
+        assert answer.headers["x-request-id"] == "one"
+
+
 def request(body: bytes, path: str = "/v2/models/add/infer", more: str = "") -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: x\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode() + body
 

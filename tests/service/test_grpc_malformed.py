@@ -95,6 +95,7 @@ WRONG: list[tuple[str, Request | bytes, str]] = [
     ("short raw", add(bare("a"), bare("b"), raw_input_contents=[ZEROS, ZEROS[1:]]), "11 bytes"),
     ("long raw", add(bare("a"), bare("b"), raw_input_contents=[ZEROS + b"\0", ZEROS]), "13 bytes"),
     ("broken BYTES", add(bare("a", datatype="BYTES"), bare("b"), raw_input_contents=[b"\xff" * 12, ZEROS]), "past"),
+    ("a BOOL of 2", add(bare("a", datatype="BOOL"), bare("b"), raw_input_contents=[b"\0\1\2", ZEROS]), "0 or 1"),
     ("unknown output", add(outputs=[Request.InferRequestedOutputTensor(name="zzz")]), "'zzz'"),
     ("output requested twice", add(outputs=[Request.InferRequestedOutputTensor(name="sum")] * 2), "twice"),
     ("output without name", add(outputs=[Request.InferRequestedOutputTensor()]), "name"),

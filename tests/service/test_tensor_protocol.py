@@ -197,6 +197,9 @@ BAD_BINARY = {
     "header length of a wrong kind": binary_body(GOOD_HEADER, b"\0" * 24, length="many"),
     "header cut": binary_body(GOOD_HEADER, b"\0" * 24, length="20"),
     "raw body for two inputs": (b"\0" * 12, {"Inference-Header-Content-Length": "0"}),
+    "a BOOL of 2": binary_body(
+        {"inputs": [{**blob_input("a", 3), "datatype": "BOOL"}, blob_input("b", 12)]}, b"\0\1\2", b"\0" * 12
+    ),
     "negative size": binary_body({"inputs": [blob_input("a", -12), blob_input("b", 12)]}, b"\0" * 24),
 }
 
