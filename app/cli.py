@@ -15,9 +15,9 @@ EPILOG = """examples:
   kronserve config                                     the settings in force, and where each comes from
   kronserve key billing --scope inference >> keys.toml make an API key
   kronserve train hot-etth1                            train a recipe into runs/hot-etth1
-  kronserve export runs/hot-etth1 --name hot-etth1 --version 1
+  kronserve export runs/hot-etth1 --name hot-etth1 --version 2
   kronserve evaluate hot-etth1                         a bundle's metrics on its test split, as JSON
-  kronserve calibrate model_repository/hot-etth1/1     prediction intervals, or a classifier's temperature
+  kronserve calibrate model_repository/hot-etth1/2     prediction intervals, or a classifier's temperature
   kronserve inspect model_repository/hot-etth1/1       what a bundle holds
   kronserve verify model_repository/hot-etth1/1        whether it is whole and computes what it says
 

@@ -108,6 +108,10 @@ class Request:
 def task(checkpoint: Checkpoint, request: Request) -> Task:
     """The manifest's task: the training's own, or one made of the config, with the request's values on top."""
     config = checkpoint.config
+    if not forecasts(config) and class_count(config) < 2:
+        raise ExportError(
+            f"a classifier needs at least two logits, not {class_count(config)}; in place of one logit z, give 0 and z"
+        )
     for kind, names in (("labels", request.labels), ("variates", request.variates)):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ExportError(f"{kind}: {twice[0]!r} is there twice")
@@ -304,12 +308,12 @@ def _manifest(
     folder: Path,
 ) -> Manifest:
     sig, before, training = signature(checkpoint.config), checkpoint.manifest, checkpoint.training
-    recipe = training.get("recipe", {})
+    texts = checkpoint.texts
     files = {name: _file(folder / name) for name in (GRAPH, WEIGHTS, *((EXPLAIN,) if on_request else ()))}
     return Manifest(
         name=request.name,
         version=request.version,
-        description=_first(request.description, before and before.description, recipe.get("description")),
+        description=_first(request.description, before and before.description, texts.get("description")),
         task=described,
         inputs=sig.inputs,
         outputs=(*sig.outputs, *on_request),
@@ -325,7 +329,7 @@ def _manifest(
         explain_parity=parities[1],
         metrics=request.metrics or (before.metrics if before is not None and request.reduction is None else {}),
         data_licence=_first(request.data_licence, before and before.data_licence, training.get("data_licence")),
-        intended_use=_first(request.intended_use, before and before.intended_use, recipe.get("intended_use")),
+        intended_use=_first(request.intended_use, before and before.intended_use, texts.get("intended_use")),
         files=files,
     )
 

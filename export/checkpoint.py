@@ -21,6 +21,7 @@ from models.config import build, from_dict
 WEIGHTS = "weights.safetensors"
 _TEXTS = ("description", "intended_use")
 """What a recipe says of the model in words."""
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class ExportError(Exception):
@@ -43,6 +44,12 @@ class Checkpoint:
     """The user's own network; else `config` says how to build it."""
     left_out: tuple[str, ...] = ()
     """What the folder says of other weights than these, in words; it is not in `training` and `manifest`."""
+
+    @property
+    def texts(self) -> dict[str, Any]:
+        """What the training's recipe says of the model in words; none where it is no recipe of ours."""
+        recipe = self.training.get("recipe")
+        return {key: recipe[key] for key in _TEXTS if key in recipe} if isinstance(recipe, dict) else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -117,9 +124,7 @@ def _of_other_weights(source: Checkpoint) -> Checkpoint:
         manifest = manifest.model_copy(update={"task": task, "metrics": {}, "data_licence": ""})
     if training:
         left_out += ["record of the training"]
-        recipe = training.get("recipe")
-        texts = {key: recipe[key] for key in _TEXTS if key in recipe} if isinstance(recipe, dict) else {}
-        training = {key: value for key, value in (("task", training.get("task")), ("recipe", texts)) if value}
+        training = {key: value for key, value in (("task", training.get("task")), ("recipe", source.texts)) if value}
     return replace(source, training=training, manifest=manifest, left_out=tuple(left_out))
 
 
@@ -127,7 +132,8 @@ def load_module(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's module in float32, in inference mode.
 
     ExportError: the file is corrupt, or its tensors are not the module's; names, shapes and datatypes are listed.
-    Weights must be stored as the module holds them, because the graph reads the very file.
+    Weights must be stored as the module holds them, because the graph reads the very file. They must be finite; but a
+    buffer may be infinite where the module makes it so itself, as a causal mask.
     """
     try:
         stored = load(checkpoint.weights)
@@ -141,17 +147,22 @@ def load_module(checkpoint: Checkpoint) -> nn.Module:
             module = build(checkpoint.config)
         except ValueError as error:
             raise ExportError(f"{checkpoint.path.parent}: the config cannot be built: {error}") from error
-    wanted = module.state_dict()
+    wanted, buffers = module.state_dict(), {name for name, _ in module.named_buffers(remove_duplicate=False)}
     faults = [f"missing {name}" for name in wanted if name not in stored]
     faults += [f"unexpected {name}" for name in stored if name not in wanted]
-    for name in sorted(wanted.keys() & stored.keys()):
+    shared = sorted(wanted.keys() & stored.keys())
+    for name in shared:
         have, want = stored[name], wanted[name]
         if have.shape != want.shape:
             faults.append(f"{name} has shape {tuple(have.shape)} instead of {tuple(want.shape)}")
         elif have.dtype != want.dtype:
             faults.append(f"{name} is {have.dtype} instead of {want.dtype}")
-        elif have.is_floating_point() and not bool(torch.isfinite(have).all()):
-            faults.append(f"{name} holds NaN or infinity")
+        elif have.is_floating_point():
+            allowed = have.isfinite() | (have == want) if name in buffers else have.isfinite()
+            if not bool(allowed.all()):
+                faults.append(f"{name} holds NaN or infinity")
+    if any(stored[name].dtype in _HALF and wanted[name].dtype == torch.float32 for name in shared):
+        faults.append("save module.float().state_dict() to have half-precision weights in float32")
     if faults:
         raise ExportError(
             f"{checkpoint.path} does not fit its {'config' if checkpoint.built is None else 'module'}: "

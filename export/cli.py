@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from export import PACKAGES
+
 _EXPORT_EXAMPLES = """\
 examples:
-  kronserve export runs/hot-etth1 --name hot-etth1 --version 1
+  kronserve export runs/hot-etth1 --name hot-etth1 --version 2
   kronserve export my-checkpoint --name adrenal --version 3 --labels normal,hyperplasia --repository /srv/models
-  kronserve export model_repository/hot-etth1/1 --name hot-etth1 --version 2     (a bundle, exported anew)
+  kronserve export model_repository/hot-etth1/1 --name hot-etth1 --version 3     (a bundle, exported anew)
   kronserve export runs/own --name own --version 1 --evaluate test --data own.csv
   kronserve export --module my_package.nets:build --weights best.pt --input-shape N,96 --name mine --version 1
 """
@@ -244,6 +246,6 @@ def fail(message: str) -> int:
 
 def missing(extra: str, error: ModuleNotFoundError) -> int:
     """Name the extra to install; the exit status."""
-    if (error.name or "").split(".")[0] in ("app", "export", "models", "train"):
+    if (error.name or "").split(".")[0] in PACKAGES:
         raise error  # a fault of this installation, which no extra repairs
     return fail(f"kronserve: the module {error.name} is missing; install kronserve[{extra}]")

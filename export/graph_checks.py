@@ -24,8 +24,11 @@ class GraphError(Exception):
 
 
 def distance(output: NDArray[np.floating], reference: NDArray[np.floating]) -> tuple[float, float]:
-    """Largest absolute error, and the same over the reference's largest absolute value."""
-    if output.shape != reference.shape or not np.isfinite(output).all():
+    """Largest absolute error, and the same over the reference's largest absolute value.
+
+    Both are infinite where the shapes differ or a value of either is not finite, and never NaN.
+    """
+    if output.shape != reference.shape or not (np.isfinite(output).all() and np.isfinite(reference).all()):
         return float("inf"), float("inf")
     absolute = float(np.abs(output.astype(np.float64) - reference).max())
     scale = float(np.abs(reference).max())
@@ -53,7 +56,7 @@ def check_graph(
     """Every check of the graph at `path`, with its external data beside it; a failed one does not stop the others.
 
     tolerance: largest difference between two ways of running the graph, relative to the output's scale. GraphError:
-    ONNX Runtime refuses the graph, so that nothing else can be said about it.
+    ONNX Runtime refuses the graph or cannot run it, so that nothing else can be said about it.
     """
     structure = _structure(path)
     if not structure.passed:
@@ -73,8 +76,13 @@ def check_graph(
     ]
 
 
-def _run(session: ort.InferenceSession, x: NDArray[np.float32]) -> Outputs:
-    results: Outputs = session.run(None, {session.get_inputs()[0].name: x})
+def run(session: ort.InferenceSession, case: Case) -> Outputs:
+    """Every output of the graph. GraphError: ONNX Runtime fails, be it for want of memory."""
+    try:
+        results: Outputs = session.run(None, {session.get_inputs()[0].name: case.input})
+    except Exception as error:  # its exceptions share no base of their own
+        where = f"{case.kind} inputs of shape {list(case.input.shape)}"
+        raise GraphError(f"ONNX Runtime fails on {where}: {' '.join(str(error).split())}") from error
     return results
 
 
@@ -140,7 +148,7 @@ def _inlined(
         return Check(name=name, detail="the graph has no functions")
     try:
         other = open_session(path, inlined(model))  # never as a file beside the weights: the bundle may be read-only
-        worst = max(_farthest(_run(other, case.input), _run(session, case.input)) for case in inputs)
+        worst = max(_farthest(run(other, case), run(session, case)) for case in inputs)
     except GraphError as error:
         return Check(name=name, passed=False, detail=str(error))
     return Check(name=name, passed=worst <= tolerance, detail=f"differs by {worst:.2e} from the graph with functions")
@@ -154,25 +162,25 @@ def _reference(path: Path, session: ort.InferenceSession, case: Case, tolerance:
     except Exception as error:  # its operators are plain numpy, which raises anything
         detail = f"cannot run the graph: {type(error).__name__}: {' '.join(str(error).split())}"
         return Check(name=name, passed=False, detail=detail)
-    worst = _farthest([np.asarray(output) for output in found], _run(session, case.input))
+    worst = _farthest([np.asarray(output) for output in found], run(session, case))
     return Check(name=name, passed=worst <= tolerance, detail=f"differs by {worst:.2e} from ONNX Runtime")
 
 
 def _deterministic(path: Path, session: ort.InferenceSession, inputs: list[Case]) -> Check:
     fresh = open_session(path)
     for case in inputs:
-        first = [output.tobytes() for output in _run(session, case.input)]
+        first = [output.tobytes() for output in run(session, case)]
         for other in (session, fresh):
-            if [output.tobytes() for output in _run(other, case.input)] != first:
+            if [output.tobytes() for output in run(other, case)] != first:
                 return Check(name="determinism", passed=False, detail=f"two runs on {case.kind} inputs differ")
     return Check(name="determinism", detail="the same bits run after run, and in a second session")
 
 
 def _rows(session: ort.InferenceSession, case: Case, tolerance: float) -> Check:
-    together = _run(session, case.input)
+    together = run(session, case)
     worst = 0.0
     for row in range(len(case.input)):
-        alone = _run(session, case.input[row : row + 1])
+        alone = run(session, Case(case.kind, case.input[row : row + 1]))
         worst = max(worst, _farthest([output[row : row + 1] for output in together], alone))
     return Check(
         name="independent rows", passed=worst <= tolerance, detail=f"a row differs by {worst:.2e} from itself alone"

@@ -21,6 +21,8 @@ SIZES = (1, 7, 21, 321)
 """Of every other dynamic axis, as the number of variates."""
 LARGEST = 700
 """Of the dynamic axes' product: 33 rows and 321 variates are met, but not both at once."""
+LARGEST_INPUT = 2**22
+"""Values of one input: large volumes and images are met in fewer rows, down to two."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,16 @@ class Case:
 
 
 def shapes(spec: TensorSpec) -> list[tuple[int, ...]]:
-    """Every shape of the grid, smallest first: fixed axes as they are, the dynamic ones over BATCHES and SIZES."""
+    """Every shape of the grid, smallest first: fixed axes as they are, the dynamic ones over BATCHES and SIZES.
+
+    One and two rows of one variate are always there, however large a sample is.
+    """
     ranges = [(size,) if size >= 0 else SIZES if axis else BATCHES for axis, size in enumerate(spec.shape)]
-    found = [
-        shape
-        for shape in product(*ranges)
-        if prod(size for size, known in zip(shape, spec.shape, strict=True) if known < 0) <= LARGEST
-    ]
+    found = []
+    for shape in product(*ranges):
+        samples = prod(size for size, known in zip(shape, spec.shape, strict=True) if known < 0)
+        if samples <= 2 or (samples <= LARGEST and prod(shape) <= LARGEST_INPUT):
+            found.append(shape)
     return sorted(found, key=prod)
 
 

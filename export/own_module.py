@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from export import PACKAGES
 from export.checkpoint import Checkpoint, ExportError
 from export.signature import OwnModule
 from export.weight_files import read_weights
@@ -37,6 +38,7 @@ def _built(factory: str) -> nn.Module:
     package, _, function = factory.partition(":")
     if not package or not function:
         raise ExportError(f"--module {factory}: name it as package.module:function")
+    _require_free(factory, package)
     sys.path.insert(0, str(Path.cwd()))
     try:
         make = getattr(importlib.import_module(package), function)
@@ -44,12 +46,27 @@ def _built(factory: str) -> nn.Module:
     except SystemExit as error:  # a script without `if __name__ == "__main__"` does that
         raise ExportError(f"--module {factory}: it calls sys.exit; a module that only defines is needed") from error
     except Exception as error:
+        if isinstance(error, ImportError) and error.name:
+            _require_free(factory, error.name)
         raise ExportError(f"--module {factory}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     if not isinstance(module, nn.Module):
         raise ExportError(f"--module {factory} gave a {type(module).__name__}, not a torch.nn.Module")
     return module.float().eval()
+
+
+def _require_free(factory: str, module: str) -> None:
+    """ExportError: `module` names one of Kronserve's packages, where the working directory has another of that name."""
+    first, ours = module.partition(".")[0], Path(__file__).resolve().parents[1]
+    if first not in PACKAGES:
+        return
+    for path in (Path.cwd() / f"{first}.py", Path.cwd() / first):
+        if (path.is_file() or any(path.glob("*.py"))) and path.resolve() != ours / first:
+            raise ExportError(
+                f"--module {factory}: {path} cannot be imported, because {first!r} is the name of one of Kronserve's "
+                f"own packages ({', '.join(PACKAGES)}); rename it"
+            )
 
 
 def _output_shape(module: nn.Module, factory: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:

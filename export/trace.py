@@ -70,15 +70,20 @@ def _in_short(module: nn.Module) -> Iterator[None]:
         with redirect_stderr(said):
             yield
     except Exception as error:  # torch.export and torch.onnx raise anything, a module's own exceptions among them
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
-        if isinstance(error, GuardOnDataDependentSymNode):
-            reason = "what it computes depends on the values it is given"
-        message = f"{type(module).__name__} cannot be traced to ONNX: {type(cause).__name__}: {reason[:_REASON]}"
-        raise ExportError(message + _place(error, module)) from error
+        message = f"{type(module).__name__} cannot be traced to ONNX: {failure(error, module)}"
+        raise ExportError(message) from error
     sys.stderr.write(said.getvalue())
+
+
+def failure(error: Exception, module: nn.Module) -> str:
+    """What a run of the module raised as one line, with the line of its own code where it happened."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
+    if isinstance(error, GuardOnDataDependentSymNode):
+        reason = "what it computes depends on the values it is given"
+    return f"{type(cause).__name__}: {reason[:_REASON]}{_place(error, module)}"
 
 
 def _place(error: Exception, module: nn.Module) -> str:

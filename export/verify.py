@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from torch import nn
 
 from app.manifest import Answer, Check, Parity, ParityCase, TensorSpec
 from export.checkpoint import ExportError
-from export.graph_checks import GraphError, check_graph, distance, open_session
+from export.graph_checks import GraphError, check_graph, distance, open_session, run
 from export.inputs import Case, cases, shapes
+from export.trace import failure
 
 ANSWERS = 8
 """Values of PyTorch's output in float64 that the manifest keeps for each kind of inputs."""
@@ -38,14 +40,21 @@ class ParityError(ExportError):
         self.parity = parity
 
 
+@contextmanager
+def _refusal() -> Iterator[None]:
+    """What ONNX Runtime refuses or fails at, and what does not fit into memory, as an ExportError."""
+    try:
+        yield
+    except (GraphError, MemoryError) as error:
+        raise ExportError(f"{' '.join(str(error).split()) or 'out of memory'}; nothing was written") from error
+
+
+@_refusal()
 def prove_graph(
     path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], tolerance: float
 ) -> list[Check]:
     """The checks of `export.graph_checks`, all of them passed. ExportError: one failed; it is named."""
-    try:
-        checks = check_graph(path, inputs, outputs, tolerance)
-    except GraphError as error:
-        raise ExportError(f"{error}; nothing was written") from error
+    checks = check_graph(path, inputs, outputs, tolerance)
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
         raise ExportError(f"{path.name} failed {'; '.join(failed)}; nothing was written")
@@ -53,8 +62,26 @@ def prove_graph(
 
 
 def _results(module: nn.Module, x: NDArray[np.floating]) -> list[NDArray[np.floating]]:
-    with torch.no_grad():
-        results = module(torch.from_numpy(x))
+    """The module's outputs; tensors that it makes are of x's datatype if it names none. ExportError: it fails."""
+    given, before = torch.from_numpy(x), torch.get_default_dtype()
+    torch.set_default_dtype(given.dtype)
+    try:
+        with torch.no_grad():
+            results = module(given)
+    except Exception as error:  # a user's own network raises anything
+        datatype = str(given.dtype).removeprefix("torch.")
+        message = (
+            f"{type(module).__name__} does not run in {datatype} on inputs of shape {list(x.shape)}: "
+            f"{failure(error, module)}"
+        )
+        if given.dtype == torch.float64 and "double" in str(error).lower():
+            message += (
+                "; the proof needs it in float64 too: make tensors in the input's datatype (dtype=x.dtype, no "
+                ".float()) and keep constants as buffers"
+            )
+        raise ExportError(f"{message}; nothing was written") from error
+    finally:
+        torch.set_default_dtype(before)
     return [result.numpy() for result in (results if isinstance(results, tuple) else (results,))]
 
 
@@ -69,14 +96,16 @@ def _answer(case: Case, truth: NDArray[np.floating]) -> Answer:
     )
 
 
+@_refusal()
 def measure(path: Path, module: nn.Module, spec: TensorSpec, tolerance: float) -> Parity:
     """Compare ONNX Runtime on the CPU with the module in float32 and in float64 on every input of the grid.
 
     The first output must stay within `tolerance` of both everywhere, further ones of float32 where float32 resolves as
-    much (`app.manifest.Parity`). ParityError: a case is above what is allowed.
+    much (`app.manifest.Parity`). ParityError: a case is above what is allowed. ExportError: the module or the graph
+    does not run on an input; its shape is named.
     """
     session = open_session(path)
-    name, outputs = session.get_inputs()[0].name, [node.name for node in session.get_outputs()]
+    outputs = [node.name for node in session.get_outputs()]
     exact = deepcopy(module).double()
     measured: list[list[ParityCase]] = []
     rounding = {"pytorch": 0.0, "onnxruntime": 0.0}
@@ -84,7 +113,7 @@ def measure(path: Path, module: nn.Module, spec: TensorSpec, tolerance: float) -
     answers, first = list[Answer](), next(shape for shape in shapes(spec) if shape[0] > 1)
     for case in cases(spec):
         references, truths = _results(module, case.input), _results(exact, case.input.astype(np.float64))
-        computed, of_case = session.run(outputs, {name: case.input}), []
+        computed, of_case = run(session, case), []
         for label, output, reference, truth in zip(outputs, computed, references, truths, strict=True):
             absolute, relative = distance(output, reference)
             distances = {"pytorch": distance(reference, truth)[1], "onnxruntime": distance(output, truth)[1]}

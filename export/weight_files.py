@@ -19,17 +19,23 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 _NESTED = ("state_dict", "model_state_dict", "model")
 """Where training frameworks keep the state dict inside a larger file."""
 _PARALLEL = "module."
-"""What torch.nn.parallel puts before every name."""
+"""What torch.nn.parallel and torch.optim.swa_utils.AveragedModel put before every name."""
+_WRAPPERS = (_PARALLEL, "_orig_mod.", "model.")
+"""The second is torch.compile's, the third usual in Lightning."""
+_AVERAGED = "n_averaged"
+"""The count that AveragedModel keeps beside the averaged weights."""
 
 
 def read_weights(path: Path, wanted: Set[str] | None = None, *, authors: bool = True) -> bytes:
     """The file's tensors as a safetensors file, under the names that the module uses.
 
     A PyTorch file is read with weights_only=True. It may hold the state dict itself or under one of the usual keys.
-    The prefix "module." of a parallel training run goes if every name has it, and the HOT authors' names are translated
-    (`export.author_names`). A safetensors file under its own names is taken as it is. ExportError: not such a file.
+    Prefixes that wrappers of a module leave (`_WRAPPERS`, one in another too) go if every name has them, with the count
+    of an AveragedModel, and the HOT authors' names are translated (`export.author_names`). A safetensors file under its
+    own names is taken as it is. ExportError: not such a file.
 
-    wanted: the module's own names, where they are known: nothing is renamed unless more of them fit then.
+    wanted: the module's own names, where they are known: nothing is renamed unless more of them fit then. None: those
+    of a network of ours, which has no such prefixes.
     authors: whether the network may be one of the authors'.
     """
     if path.suffix not in SUFFIXES:
@@ -49,13 +55,22 @@ def read_weights(path: Path, wanted: Set[str] | None = None, *, authors: bool = 
 def _renaming(stored: Set[str], wanted: Set[str] | None, *, authors: bool) -> dict[str, str]:
     """The new name of each tensor that is kept."""
     ways = [{name: name for name in stored}]
-    if all(name.startswith(_PARALLEL) for name in stored):
-        ways.append({name: name.removeprefix(_PARALLEL) for name in stored})
+    while unwrapped := _unwrapped(ways[-1]):
+        ways.append(unwrapped)
     if authors and is_authors(stored):
         ways.append({name: new for name, old in ways[-1].items() if (new := renamed(old)) is not None})
     if wanted is None:
         return ways[-1]
     return max(ways, key=lambda names: len(wanted & set(names.values())))  # the first of equals: as little as possible
+
+
+def _unwrapped(names: dict[str, str]) -> dict[str, str]:
+    """The new names without the prefix that all of them have; none where they have none."""
+    inner = {old: new for old, new in names.items() if new != _AVERAGED}
+    for prefix in _WRAPPERS if len(inner) == len(names) else (_PARALLEL,):
+        if all(new.startswith(prefix) for new in inner.values()):
+            return {old: new.removeprefix(prefix) for old, new in inner.items()}
+    return {}
 
 
 def _read_safetensors(content: bytes, path: Path) -> Mapping[str, Tensor]:

@@ -82,7 +82,8 @@ class ClassifierConfig:
     feature_map: FeatureMap = "elu"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "classes", "patch", "dim", "depth", "heads", "hidden")
+        _require_positive(self, "patch", "dim", "depth", "heads", "hidden")
+        _require_classes(self.classes)
         _require_dropout(self.dropout)
         _require_known_names(self)
         _require_whole_numbers("volume", self.volume)
@@ -126,7 +127,8 @@ class KANetConfig:
     feature_map: FeatureMap = "elu"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "channels", "classes", "stem", "features", "heads")
+        _require_positive(self, "channels", "stem", "features", "heads")
+        _require_classes(self.classes)
         _require_dropout(self.dropout)
         _require_known_names(self)
         _require_whole_numbers("size", self.size)
@@ -166,6 +168,11 @@ def _require_positive(config: Config, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def _require_classes(value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
+        raise ValueError(f"classes must be a whole number of at least 2, got {value!r}")
 
 
 def _require_whole_numbers(name: str, value: object) -> None:

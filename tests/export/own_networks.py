@@ -75,6 +75,71 @@ class Bessel(nn.Module):
         return result
 
 
+class Making(nn.Module):
+    """(b, n, 12) -> (b, n, 5): it makes a tensor of torch's default datatype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.ones(12, 5)
+
+
+class Single(Making):
+    """(b, n, 12) -> (b, n, 5), in float32 whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.lift(x.float())
+        return result
+
+
+class Placed(nn.Module):
+    """(b, n, 12) -> (b, n, 5): it knows a hundred variates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift = nn.Linear(12, 5)
+        self.place = nn.Embedding(100, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.lift(x) + self.place(torch.arange(x.shape[1]))
+        return result
+
+
+class Masked(nn.Module):
+    """(b, n, 3) -> (b, n, 3), by attention of every step to those before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = x.unsqueeze(-1) * x.unsqueeze(-2) + self.mask
+        return (scores.softmax(-1) @ x.unsqueeze(-1)).squeeze(-1) + self.bias
+
+
+def making() -> nn.Module:
+    return Making()
+
+
+def single() -> nn.Module:
+    return Single()
+
+
+def placed() -> nn.Module:
+    return Placed()
+
+
+def masked() -> nn.Module:
+    return Masked()
+
+
+def one_logit() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(8, 1))
+
+
 def wrapping_a_module() -> nn.Module:
     """Named as a parallel run names everything."""
     return nn.Sequential(OrderedDict(module=nn.Linear(12, 5)))

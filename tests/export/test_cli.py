@@ -42,9 +42,11 @@ def _run(command: str, *arguments: str | Path, block: str = "") -> subprocess.Co
 
 
 def test_export_writes_a_bundle_and_reports_its_parity(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source = checkpoint("forecaster-sum")
+    (source / "training.json").write_text('{"recipe": "mine.toml"}')  # another trainer's, with other things in it
     done = _run(
         "export",
-        checkpoint("forecaster-sum"),
+        source,
         *("--name", "hourly", "--version", "3", "--repository", tmp_path / "repository"),
         *("--report", tmp_path / "report.txt"),
         *("--opset", "21", "--frequency", "h", "--variates", "a, b", "--data-licence", "CC0"),
@@ -61,6 +63,7 @@ def test_export_writes_a_bundle_and_reports_its_parity(checkpoint: Callable[[str
     assert manifest["task"]["frequency"] == "h"
     assert manifest["task"]["variates"] == ["a", "b"]
     assert manifest["data_licence"] == "CC0"
+    assert manifest["provenance"]["training"] == {"recipe": "mine.toml"}
     assert manifest["provenance"]["opset"] == 21
     assert {entry.domain: entry.version for entry in onnx.load(bundle / "model.onnx").opset_import}[""] == 21
 

@@ -12,8 +12,8 @@ from onnx import NodeProto, TensorProto, helper
 
 from app.manifest import TensorSpec
 from export.checkpoint import ExportError
-from export.graph_checks import GraphError, check_graph, open_session
-from export.inputs import BATCHES, SIZES, cases, shapes
+from export.graph_checks import GraphError, check_graph, distance, open_session
+from export.inputs import BATCHES, LARGEST_INPUT, SIZES, cases, shapes
 from export.verify import prove_graph
 
 SERIES = TensorSpec(name="x", datatype="FP32", shape=(-1, -1, 4), axes=("batch", "variate", "lookback"))
@@ -111,6 +111,26 @@ def test_a_failed_check_ends_the_proof(tmp_path: Path) -> None:
         prove_graph(path, (SERIES,), (RESULT,), 1e-6)
 
 
+def test_a_graph_that_fails_at_a_shape_ends_the_proof(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["fifth"], value_ints=[5]),
+        helper.make_node("Gather", ["x", "fifth"], ["variate"], axis=1),
+        helper.make_node("Add", ["x", "variate"], ["y"]),
+    ]
+    with pytest.raises(
+        ExportError, match=r"^ONNX Runtime fails on random inputs of shape \[2, 1, 4\]: .*; nothing was"
+    ):
+        prove_graph(_graph(tmp_path / "model.onnx", nodes), (SERIES,), (RESULT,), 1e-6)
+
+
+def test_what_is_not_finite_is_infinitely_far() -> None:
+    one = np.ones(2, np.float32)
+    for value in (np.nan, np.inf):
+        other = np.array([1, value], np.float32)
+        for pair in ((one, other), (other, one), (other, other)):
+            assert distance(*pair) == (np.inf, np.inf)
+
+
 def test_the_grid_meets_every_batch_and_size() -> None:
     found = shapes(SERIES)
     assert {shape[0] for shape in found} == set(BATCHES) == {1, 2, 7, 33}
@@ -118,6 +138,15 @@ def test_the_grid_meets_every_batch_and_size() -> None:
     assert {shape[2] for shape in found} == {4}
     volume = TensorSpec(name="v", datatype="FP32", shape=(-1, 1, 2, 3, 4), axes=("batch", "channel", "d", "h", "w"))
     assert shapes(volume) == [(batch, 1, 2, 3, 4) for batch in BATCHES]
+
+
+@pytest.mark.parametrize(("side", "batches"), [(32, BATCHES), (64, (1, 2, 7)), (128, (1, 2)), (512, (1, 2))])
+def test_large_samples_are_met_in_fewer_rows(side: int, batches: tuple[int, ...]) -> None:
+    axes = ("batch", "channel", "depth", "height", "width")
+    volume = TensorSpec(name="v", datatype="FP32", shape=(-1, 1, side, side, side), axes=axes)
+    assert shapes(volume) == [(batch, 1, side, side, side) for batch in batches]
+    series = SERIES.model_copy(update={"shape": (-1, -1, LARGEST_INPUT)})
+    assert shapes(series) == [(1, 1, LARGEST_INPUT), (2, 1, LARGEST_INPUT)]
 
 
 def test_inputs_are_the_same_every_time_and_what_their_names_say() -> None:

@@ -91,6 +91,15 @@ def test_a_recorded_answer_that_is_not_the_graphs_fails(
     assert capsys.readouterr().out.splitlines()[-1].startswith("skipped  PyTorch's answers")
 
 
+def test_a_recorded_nan_passes_nothing(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    exported = exports("forecaster-sum")
+    folder = Path(shutil.copytree(exported.folder, tmp_path / exported.folder.parent.name / exported.folder.name))
+    parity = exported.manifest.parity.model_dump(mode="json")
+    parity["cases"][0]["exact"] = parity["answers"][0]["values"][3] = float("nan")
+    rewrite_manifest(folder, parity=parity)
+    assert [check.name for check in verify_bundle(folder) if check.failed] == ["export's proof", "PyTorch's answers"]
+
+
 def test_verifying_writes_nothing_into_the_bundle(exports: Callable[[str], Exported], tmp_path: Path) -> None:
     """Whose folder may be read-only, or watched by a service."""
     exported = exports("forecaster-sum")

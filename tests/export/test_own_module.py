@@ -16,7 +16,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from app.manifest import Forecasting, TensorClassification
-from export.bundle import Request, export_bundle
+from export.bundle import Request, export_bundle, task
 from export.checkpoint import Checkpoint, ExportError, load_module, read_checkpoint
 from export.cli import export
 from export.own_module import read_own_module
@@ -59,6 +59,7 @@ def _torch(content: object, path: Path) -> Path:
         (own_networks.differences, "N,12", (3, 4, 12)),
         (own_networks.slices, "2,6,4", (3, 2, 6, 4)),
         (own_networks.counting, "N,12", (3, 4, 12)),
+        (own_networks.making, "N,12", (3, 4, 12)),
     ],
 )
 def test_a_network_of_ones_own_is_exported_and_proven(
@@ -98,16 +99,80 @@ def test_a_network_with_our_config_needs_no_shape(tmp_path: Path) -> None:
     assert load_module(source) is source.built
 
 
-@pytest.mark.parametrize("form", ["safetensors", "pt", "pth", "lightning", "parallel"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("single", r"^Single does not run in float64 on .*own_networks\.py, line \d+: .*dtype=x\.dtype, no \.float"),
+        ("placed", r"^Placed does not run in float32 on inputs of shape \[1, 321, 12\]: IndexError: "),
+    ],
+)
+def test_a_network_that_the_proof_cannot_run_is_said_in_one_line(name: str, message: str, tmp_path: Path) -> None:
+    state = getattr(own_networks, name)().state_dict()
+    source = read_own_module(f"{PLACE}:{name}", _torch(state, tmp_path / "w.pt"), (-1, 12))
+    before = torch.get_default_dtype()
+    with pytest.raises(ExportError, match=message) as failure:
+        export_bundle(source, Request("m", "1", tmp_path / "r"))
+    assert len(str(failure.value).splitlines()) == 1
+    assert torch.get_default_dtype() == before
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_buffer_may_be_infinite_where_the_network_makes_it_so(tmp_path: Path) -> None:
+    def loaded(name: str, place: int, value: float) -> nn.Module:
+        state = own_networks.masked().state_dict()
+        state[name].view(-1)[place] = value
+        return load_module(read_own_module(f"{PLACE}:masked", _torch(state, tmp_path / "w.pt"), (-1, 3)))
+
+    assert torch.equal(loaded("mask", 0, 0.5).get_buffer("mask")[0], torch.tensor([0.5, -torch.inf, -torch.inf]))
+    for name, place, value in (
+        ("mask", 1, torch.nan),
+        ("mask", 1, torch.inf),
+        ("mask", 0, -torch.inf),
+        ("bias", 0, torch.inf),
+    ):
+        with pytest.raises(ExportError, match=f"{name} holds NaN or infinity"):
+            loaded(name, place, value)
+
+
+def test_one_logit_is_no_classifier(tmp_path: Path) -> None:
+    weights = _torch(own_networks.one_logit().state_dict(), tmp_path / "w.pt")
+    source = read_own_module(f"{PLACE}:one_logit", weights, (2, 2, 2))
+    with pytest.raises(ExportError, match="at least two logits, not 1"):
+        task(source, Request("m", "1", tmp_path))
+
+
+@pytest.mark.parametrize("file", ["models.py", "train.py", "app/__init__.py", "nets.py"])
+def test_a_module_under_the_name_of_ours_is_refused(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nets.py` is free itself, and imports from such a one."""
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("from models import plain\n")
+    (tmp_path / "models.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    name = file.partition("/")[0].removesuffix(".py")
+    taken = "models" if name == "nets" else name
+    with pytest.raises(ExportError, match=rf"cannot be imported, because '{taken}' is .* Kronserve's own .* rename it"):
+        read_own_module(f"{name}:plain", tmp_path / "w.pt", (-1, 12))
+
+
+WRAPPED = ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "model._orig_mod.")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "pth", "lightning", "averaged", *WRAPPED])
 def test_every_format_gives_the_same_weights(form: str, tmp_path: Path) -> None:
-    state = _module(own_networks.differences).state_dict()
+    module = _module(own_networks.differences)
+    state = module.state_dict()
     path = {
         "safetensors": lambda: _safetensors(state, tmp_path / "w.safetensors"),
         "pt": lambda: _torch(state, tmp_path / "w.pt"),
         "pth": lambda: _torch({"model": state, "epoch": 3}, tmp_path / "w.pth"),
         "lightning": lambda: _torch({"state_dict": state, "hyper_parameters": {"lr": 1e-3}}, tmp_path / "w.ckpt"),
-        "parallel": lambda: _torch({f"module.{name}": value for name, value in state.items()}, tmp_path / "w.pt"),
+        "averaged": lambda: _torch(torch.optim.swa_utils.AveragedModel(module).state_dict(), tmp_path / "w.pt"),
+        **{
+            prefix: lambda prefix=prefix: _torch({prefix + name: state[name] for name in state}, tmp_path / "w.pt")
+            for prefix in WRAPPED
+        },
     }[form]()
+    assert load(read_weights(path, authors=False)).keys() == state.keys()
     loaded = load_module(read_own_module(f"{PLACE}:differences", path, (-1, 12))).state_dict()
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
@@ -126,8 +191,9 @@ def test_a_networks_own_names_stay(make: Callable[[], nn.Module], prefix: str, t
 
 
 def test_a_prefix_that_not_every_name_has_stays(tmp_path: Path) -> None:
-    path = _torch({"module.weight": torch.ones(2), "scale": torch.ones(1)}, tmp_path / "w.pt")
-    assert load(read_weights(path)).keys() == {"module.weight", "scale"}
+    for names in ({"module.weight", "scale"}, {"model.weight", "n_averaged"}):
+        path = _torch(dict.fromkeys(names, torch.ones(1)), tmp_path / "w.pt")
+        assert load(read_weights(path)).keys() == names
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:

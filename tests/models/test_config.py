@@ -82,6 +82,8 @@ def test_a_rebuilt_module_takes_the_same_state_and_answers_the_same() -> None:
         ({"kind": "volume-classifier", "volume": [32, 32, 30]}, "not divisible by patch 4"),
         ({"kind": "volume-classifier", "position": "sine"}, "position must be one of none, learned, sinusoidal"),
         ({"kind": "forecaster", "feature_map": "cosine"}, "feature_map must be one of elu, random"),
+        ({"kind": "volume-classifier", "classes": 1}, "classes must be a whole number of at least 2, got 1"),
+        ({"kind": "kanet", "classes": 1}, "classes must be a whole number of at least 2, got 1"),
         ({"kind": "kanet", "size": [32]}, "two or three sides"),
         ({"kind": "kanet", "modules": []}, "at least one"),
         ({"kind": "kanet", "modules": [["base", 8, 2]]}, r"a module is \[kind, channels, expansion, stride\]"),
