@@ -79,7 +79,8 @@ def config(argv: Sequence[str]) -> int:
         sys.stderr.write(f"{key} is not a setting\n")
     for name in Settings.model_fields:
         value = getattr(settings, name)
-        line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+        unset = value is None and Settings.model_fields[name].default is None
+        line = f"# {name} is not set" if unset else f"{name} = {_toml('' if value is None else value)}"
         sys.stdout.write(line + (f"  # {sources[name]}" if name in sources else "") + "\n")
     return 0
 

@@ -262,7 +262,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             earlier.keep_alive = False  # its answer is owed, and the last one here
             self.pipeline.clear()
             return
-        if self._in_message and not self._in_head and self.cycle.response_complete:
+        if not known and self._in_message and not self._in_head and self.cycle.response_complete:
             self.drop_rest()
             return
         body = orjson.dumps({"error": message})

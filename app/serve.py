@@ -241,6 +241,7 @@ def _grpc_server(service: Service) -> GrpcServer | None:
     if service.settings.grpc_port is None:
         return None
     os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or every handshake that fails is a line in no form of ours
     try:
         from app.api.grpc.server import GrpcServer
     except ModuleNotFoundError as error:

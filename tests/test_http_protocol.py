@@ -122,10 +122,11 @@ async def test_trailers_and_chunk_extensions_without_end_are_431(tail: bytes) ->
 
 async def test_slow_heads_and_silent_bodies_are_408() -> None:
     app, told = Echo(), list[int]()
-    async with listening(app, refused=told.append) as port:
+    async with listening(app, refused=told.append, direct=Refusing()) as port:
         head = await exchange(port, *[SIMPLE[at : at + 1] for at in range(20)], pause=0.05)
         body = await exchange(port, SIMPLE[:-1])
-    for answer in (head, body):
+        direct = await exchange(port, SIMPLE.replace(b"/x", b"/refused")[:-1])
+    for answer in (head, body, direct):
         assert answer.startswith(b"HTTP/1.1 408 "), answer
         assert b'{"error":' in answer
     assert app.left == 1

@@ -71,7 +71,7 @@ class Entry:
     seconds: float = 0.0
     """Estimated executor time of the rows not yet taken; part of the model's backlog."""
     turn: float = 0.0
-    """Of it, what goes before others: `TURN_SECONDS`, or one batch if that is longer."""
+    """Of it, what goes before others: the rest of `TURN_SECONDS`, or one batch if that is longer."""
     received: float = 0.0
     """Estimated executor time of the rows taken."""
     waiting: bool = False
@@ -201,7 +201,7 @@ class _Line:
     def estimate(self, entry: Entry, seconds: float) -> None:
         """Note what is left of an entry."""
         batch = self.seconds_per_element * max(self.batch_elements, entry.width)
-        entry.seconds, entry.turn = seconds, min(seconds, max(TURN_SECONDS, batch))
+        entry.seconds, entry.turn = seconds, min(seconds, max(TURN_SECONDS - entry.received, batch))
 
     def level(self, priority: int) -> _Level:
         """Where requests of this priority are counted. Levels of which none waits make place for a new one."""
@@ -314,7 +314,7 @@ class WaitingLine:
         """Raise Overloaded when what would run before the entry has waited for too long."""
         _drop_stale(line.order)
         first = line.order[0][2] if line.order else entry
-        before = first.priority <= entry.priority and not first.taken
+        before = first.priority <= entry.priority and first.received < TURN_SECONDS
         if before and entry.arrived - first.arrived > STALLED * self._max_wait:
             raise Overloaded(
                 "the queue has stalled; try again later", retry_after=self._max_wait, reason="queue_stalled"

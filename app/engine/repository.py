@@ -73,6 +73,8 @@ class Repository:
         self._serving: dict[tuple[str, str], Fingerprint] = {}
         self._tried: dict[tuple[str, str], Fingerprint] = {}
         self._seen: dict[tuple[str, str], Fingerprint] = {}
+        self._missing: set[tuple[str, str]] = set()
+        """Versions that serve and that the last look did not find."""
         self._unloaded: set[str] = set()
         self._stopping = False
         self._readable = True
@@ -212,7 +214,8 @@ class Repository:
             for version, folder in versions.items()
         }
         settled = {key for key, value in prints.items() if value and self._seen.get(key) == value}
-        missed = self._seen.keys() - prints.keys()
+        missing = {key for key in self._serving if key not in prints and key[0] not in unreadable}
+        missed, self._missing = missing - self._missing, missing
         self._seen = prints
         fresh = {key for key in settled if self._tried.get(key) != prints[key]}
         for name in sorted({*folders, *self._versions} - self._unloaded - unreadable):

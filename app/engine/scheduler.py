@@ -467,7 +467,8 @@ class Scheduler:
         """The requests whose deadline has passed and of which something still waits end here."""
         now = self._clock()
         self._expiry, self._expires, self._expired = None, inf, now
-        waiting = [entry for entry in self._in_flight if entry.waiting]
+        with self._lock:
+            waiting = [entry for entry in self._in_flight if entry.waiting]
         for entry in waiting:
             if entry.deadline <= now:
                 self._fail(entry, _deadline_exceeded(entry))

@@ -381,6 +381,19 @@ def test_the_wait_behind_large_requests_is_a_turn_of_each(rows: int):
     assert now - (batch.expected if rows < 25 else 2.5) == pytest.approx(expected, abs=0.2)
 
 
+def test_a_request_that_has_had_its_turn_goes_before_others_by_a_batch():
+    waiting = line(limits={"a": 1})
+    waiting.register("a", batch_elements=10, seconds_per_element=0.001)  # batches of 0.01 s
+    for _ in range(4):
+        waiting.admit(entry(rows=100))
+    for now in range(60):
+        assert waiting.take(now) is not None
+    assert waiting.wait_for("a", 0) == pytest.approx(0.04)
+    newcomer = entry()
+    waiting.admit(newcomer)
+    assert [taken(waiting.take(60))[0][0] is newcomer for _ in range(5)] == [False] * 4 + [True]
+
+
 def test_a_request_that_runs_for_long_has_not_stalled():
     waiting = line(max_wait=1.0, limits={"a": 1})
     large = entry(rows=100)

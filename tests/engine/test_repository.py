@@ -257,6 +257,17 @@ def test_a_folder_that_cannot_be_read_is_not_gone(tmp_path: Path, models: Path, 
     assert "m cannot be read; it is left out" in caplog.text
 
 
+def test_what_no_look_has_found_is_gone_after_two_looks_as_well(tmp_path: Path, models: Path):
+    repository, _ = open_repository(tmp_path)
+    repository.load_all()
+    write_offset_model(models / "2", 2)
+    repository.load("m")
+    shutil.rmtree(models)
+    for served in (["1", "2"], []):
+        repository.look()
+        assert repository.versions("m") == served
+
+
 def test_a_file_in_a_folder_of_a_bundle_belongs_to_it(tmp_path: Path, models: Path):
     (models / "1" / "weights").mkdir()
     (models / "1" / "weights" / "part").write_bytes(b"1")

@@ -411,8 +411,8 @@ async def test_a_deadline_ends_a_request_of_which_a_part_has_run():
     model = DoublingModel(batch_limit=1)
     async with running(model, executors=1) as scheduler:
         model.gate.clear()
-        late = scheduler.submit(model, rows(1, 2, 3), ["y"], timeout=0.02)
-        while not scheduler.running:  # noqa: ASYNC110  (an executor thread sets it)
+        late = scheduler.submit(model, rows(1, 2, 3), ["y"], timeout=0.3)
+        while not (scheduler.running or late.done()):  # noqa: ASYNC110  (an executor thread sets it)
             await asyncio.sleep(0.001)
         with pytest.raises(DeadlineExceeded):
             await late

@@ -143,13 +143,16 @@ async def test_grpc_has_the_same_gate(guarded: Server):
 
 
 async def test_grpc_reads_no_message_of_who_has_no_key(guarded: Server):
-    """Eight times 60 MB at once: refused from the head of the call, as HTTP refuses before the body."""
-    method, message = "/inference.GRPCInferenceService/ModelInfer", bytes(60 << 20)
+    """Eight times 60 MB at once: refused from the head of the call, as HTTP refuses before the body. So are those that
+    ask, without a key, whether the server is there; they are answered."""
+    methods, message = ("ModelInfer", "ServerLive", "ServerReady"), bytes(60 << 20)
     await test_grpc_has_the_same_gate(guarded)  # what the first calls import and grow is not counted
     before = guarded.peak_bytes()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{guarded.grpc_port}") as channel:
-        calls = [channel.unary_unary(method)(message) for _ in range(8)]
-        assert {await call.code() for call in calls} == {grpc.StatusCode.UNAUTHENTICATED}
+        for name in methods:
+            calls = [channel.unary_unary(f"/inference.GRPCInferenceService/{name}")(message) for _ in range(8)]
+            expected = grpc.StatusCode.UNAUTHENTICATED if name == "ModelInfer" else grpc.StatusCode.OK
+            assert {await call.code() for call in calls} == {expected}
     assert guarded.peak_bytes() - before < 60 << 20
 
 

@@ -72,7 +72,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
             f"/{SERVICE_NAME}/{name}": (
                 _scope(name),
                 grpc.unary_unary_rpc_method_handler(self._answering(name)),
-                grpc.stream_unary_rpc_method_handler(self._refusing(name)),
+                grpc.stream_unary_rpc_method_handler(self._unread(name)),
             )
             for name in METHODS
         }
@@ -80,26 +80,30 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
     def service(self, handler_call_details: Any) -> Any:
         """Who answers a call, asked by grpcio before it reads the message.
 
-        A call whose key does not let it in is refused unread: of a stream, nothing is read until the handler asks.
+        With keys, a call that nobody has let in is answered unread, be it a refusal or whether the server is there: of a
+        stream, nothing is read until the handler asks.
         """
         found = self._handlers.get(handler_call_details.method)
         if found is None:
             return None
-        scope, answering, refusing = found
-        if self._service.keys is not None and scope is not None:
-            try:
-                self._service.keys.check(_presented(handler_call_details.invocation_metadata), scope)
-            except KronserveError:
-                return refusing
+        scope, answering, unread = found
+        if self._service.keys is None:
+            return answering
+        if scope is None:
+            return unread
+        try:
+            self._service.keys.check(_presented(handler_call_details.invocation_metadata), scope)
+        except KronserveError:
+            return unread
         return answering
 
-    def _refusing(self, name: str) -> Callable[[object, Context], Awaitable[bytes]]:
+    def _unread(self, name: str) -> Callable[[object, Context], Awaitable[bytes]]:
         answer = self._answering(name)
 
-        async def refuse(_: object, context: Context) -> bytes:
+        async def unread(_: object, context: Context) -> bytes:
             return await answer(b"", context)
 
-        return refuse
+        return unread
 
     def _answering(self, name: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
         service, method, scope = self._service, METHODS[name], _scope(name)
