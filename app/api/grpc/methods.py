@@ -80,8 +80,8 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
     def service(self, handler_call_details: Any) -> Any:
         """Who answers a call, asked by grpcio before it reads the message.
 
-        With keys, a call that nobody has let in is answered unread, be it a refusal or whether the server is there: of a
-        stream, nothing is read until the handler asks.
+        With keys, a call that nobody has let in is answered unread, be it refused or about whether the server is there:
+        of a stream, nothing is read until the handler asks.
         """
         found = self._handlers.get(handler_call_details.method)
         if found is None:
