@@ -10,9 +10,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
+from app.errors import InvalidRequest, UnusableInput
 from app.readers.bounded import Buffer, inflate
-from app.readers.volume import Volume, at_time, checked_affine, spacing_of, three_dimensional
+from app.readers.volume import Volume, at_time, checked_affine, claimed_bytes, spacing_of, three_dimensional
 
 MAGIC = b"ObjectType"
 MAX_HEADER = 1 << 14
@@ -51,9 +51,7 @@ def read_metaimage(data: Buffer, limit: int, time: int | None = None) -> Volume:
         raise InvalidRequest("the MetaImage's DimSize is broken")
     big = header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False")).lower() == "true"
     dtype = np.dtype((">" if big else "<") + kind)
-    claimed = math.prod(shape) * dtype.itemsize
-    if claimed > limit:
-        raise PayloadTooLarge(f"the MetaImage claims {claimed} bytes, more than the limit of {limit}")
+    claimed = claimed_bytes(shape, dtype, limit, "MetaImage")
     if header.get("BinaryData", "True").lower() != "true":
         raise UnusableInput("a MetaImage with its voxels as text is not read here")
     body: Buffer = memoryview(data)[start:]
@@ -61,8 +59,7 @@ def read_metaimage(data: Buffer, limit: int, time: int | None = None) -> Volume:
         body = inflate(body, claimed)
     if len(body) < claimed:
         raise InvalidRequest(f"the MetaImage is truncated: {len(body)} of {claimed} bytes")
-    count = math.prod(shape)
-    flat = np.frombuffer(body, dtype, count) if count else np.empty(0, dtype)
+    flat = np.frombuffer(body, dtype, math.prod(shape))
     voxels = three_dimensional(at_time(flat.reshape(shape, order="F"), time))
     affine = _affine(header, len(shape))
     return Volume(voxels, "metaimage", None if affine is None else spacing_of(affine), affine)

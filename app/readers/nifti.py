@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
 from app.readers.bounded import Buffer
-from app.readers.volume import Volume, at_time, checked_affine, three_dimensional
+from app.readers.volume import Volume, at_time, checked_affine, claimed_bytes, three_dimensional
 
 NIFTI1_HEADER, NIFTI2_HEADER = 348, 540
 """Bytes of a NIfTI header; its first field, an int32 in the file's own byte order, says the same number."""
@@ -79,10 +79,9 @@ def _layout(header: Any) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 def claimed_size(head: bytes, limit: int) -> int:
     """Bytes of the file that holds the voxels, by its header; past `limit` (of the voxels) it is refused."""
     shape, dtype, offset = _layout(_header(head))
-    claimed = math.prod(shape) * dtype.itemsize
-    if claimed > limit or offset > limit:
-        raise PayloadTooLarge(f"the NIfTI header claims {max(claimed, offset)} bytes, more than the limit of {limit}")
-    return offset + claimed
+    if offset > limit:
+        raise PayloadTooLarge(f"the NIfTI header claims {offset} bytes, more than the limit of {limit}")
+    return offset + claimed_bytes(shape, dtype, limit, "NIfTI header")
 
 
 def read_nifti(data: Buffer, limit: int, time: int | None = None, voxels: Buffer | None = None) -> Volume:
@@ -101,8 +100,7 @@ def read_nifti(data: Buffer, limit: int, time: int | None = None, voxels: Buffer
     if len(body) < size:
         raise InvalidRequest(f"the NIfTI file is truncated: {len(body)} of {size} bytes")
     shape, dtype, offset = _layout(header)
-    count = math.prod(shape)
-    flat: npt.NDArray[Any] = np.frombuffer(body, dtype, count, offset) if count else np.empty(0, dtype)
+    flat: npt.NDArray[Any] = np.frombuffer(body, dtype, math.prod(shape), offset)
     chosen = at_time(flat.reshape(shape, order="F"), time)
     return Volume(three_dimensional(_rescaled(chosen, header, limit)), "nifti", _spacing(header), _affine(header))
 

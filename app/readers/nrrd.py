@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import InvalidRequest, PayloadTooLarge, UnusableInput
+from app.errors import InvalidRequest, UnusableInput
 from app.readers.bounded import Buffer, gunzip
-from app.readers.volume import Volume, at_time, checked_affine, spacing_of, three_dimensional
+from app.readers.volume import Volume, at_time, checked_affine, claimed_bytes, spacing_of, three_dimensional
 
 MAGIC = b"NRRD000"
 MAX_HEADER = 1 << 16
@@ -77,9 +77,7 @@ def read_nrrd(data: Buffer, limit: int, time: int | None = None) -> Volume:
     if not 1 <= len(shape) <= 7 or any(size < 0 for size in shape) or int(header.get("dimension", -1)) != len(shape):
         raise InvalidRequest("the NRRD's sizes are broken")
     dtype = np.dtype((">" if header.get("endian") == "big" else "<") + kind)
-    claimed = math.prod(shape) * dtype.itemsize
-    if claimed > limit:
-        raise PayloadTooLarge(f"the NRRD claims {claimed} bytes, more than the limit of {limit}")
+    claimed = claimed_bytes(shape, dtype, limit, "NRRD")
     body: Buffer = memoryview(data)[start:]
     encoding = header.get("encoding")
     if encoding in ("gzip", "gz"):
@@ -88,8 +86,7 @@ def read_nrrd(data: Buffer, limit: int, time: int | None = None) -> Volume:
         raise UnusableInput("an NRRD's voxels must be encoded raw or gzip")
     if len(body) < claimed:
         raise InvalidRequest(f"the NRRD is truncated: {len(body)} of {claimed} bytes")
-    count = math.prod(shape)
-    flat: npt.NDArray[Any] = np.frombuffer(body, dtype, count) if count else np.empty(0, dtype)
+    flat: npt.NDArray[Any] = np.frombuffer(body, dtype, math.prod(shape))
     axes = _axes(header, shape)
     voxels = three_dimensional(at_time(flat.reshape(shape, order="F").transpose(axes), time))
     affine = _affine(header, axes[:3])

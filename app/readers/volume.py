@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import UnusableInput
+from app.errors import PayloadTooLarge, UnusableInput
 
 Format = Literal["nifti", "dicom", "nrrd", "metaimage", "npy", "npz", "json"]
 
@@ -26,6 +28,21 @@ class Volume:
     spacing: tuple[float, float, float] | None = None
     affine: npt.NDArray[np.float64] | None = None
     modality: str | None = None
+
+
+def claimed_bytes(shape: Sequence[int], dtype: np.dtype[Any], limit: int, claimant: str) -> int:
+    """Bytes of the voxels that a header, the `claimant` in messages, speaks of.
+
+    Raises:
+        UnusableInput: no voxels; beside an axis of none any other may be longer than an array can be. PayloadTooLarge:
+        more than `limit` bytes.
+    """
+    if 0 in shape:
+        raise UnusableInput(f"the {claimant} claims shape {list(shape)}: no voxels")
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > limit:
+        raise PayloadTooLarge(f"the {claimant} claims {claimed} bytes, more than the limit of {limit}")
+    return claimed
 
 
 def at_time(array: npt.NDArray[Any], time: int | None) -> npt.NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import struct
 import tracemalloc
 from typing import Any
 
@@ -182,6 +183,13 @@ def test_arrays_past_the_limit() -> None:
     scaled = patched(nifti(np.zeros((64, 64, 64), np.uint8)), 112, np.float32([2, 0]).tobytes())
     with pytest.raises(PayloadTooLarge, match="rescaled"):
         read_volume(scaled, LIMIT)
+
+
+def test_an_axis_of_none_beside_one_longer_than_arrays_can_be() -> None:
+    data = bytearray(nifti(voxels(), nib.Nifti2Image))
+    data[16:48] = struct.pack("<4q", 3, 1 << 62, 0, 4)
+    with pytest.raises(UnusableInput, match="no voxels"):
+        read_volume(bytes(data), LIMIT)
 
 
 @pytest.mark.parametrize("size", [4, 100, 347, 400, -1])
