@@ -34,7 +34,7 @@ def read_columnar(data: Buffer, kind: str, selection: Selection, limit: int) -> 
         raise NotSupported(f"{kind} files need the extra 'arrow' (pip install 'kronserve[arrow]')")
     question = {"kind": kind, "limit": limit, "selection": asdict(selection)}
     said, arrays = ask("app.readers.columnar_process", f"the {kind} file", question, data, 3 * limit)
-    return without_index(_table(said, arrays), selection)
+    return without_index(_table(said, arrays), selection, leads=said["leads"])
 
 
 def _table(said: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Table:

@@ -76,7 +76,7 @@ def read_csv_table(data: Buffer, selection: Selection, limit: int, max_rows: int
     columns = _Columns(names, roles, lines, mark, grouped=selection.decimal is not None)
     for block in _blocks(raw, rows_at, names, delimiter, encoding, mark, roles):
         columns.add(block)
-    return without_index(columns.table(), selection)
+    return without_index(columns.table(), selection, leads=roles.variates[:1] == (0,))
 
 
 class _Columns:

@@ -91,10 +91,10 @@ def _numbers(header: dict[str, str], *keys: str) -> list[float]:
 
 
 def _number(header: dict[str, str], key: str, default: str) -> float:
-    (number,) = _numbers({key: header.get(key, default)}, key) or [math.nan]
-    if math.isnan(number):
+    numbers = _numbers({key: header.get(key, default)}, key)
+    if len(numbers) != 1:
         raise InvalidRequest(f"the MetaImage's {key} is broken")
-    return number
+    return numbers[0]
 
 
 def _affine(header: dict[str, str], dimensions: int) -> npt.NDArray[np.float64] | None:

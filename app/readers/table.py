@@ -30,7 +30,7 @@ MAX_TEXT = 128
 _INDEX_LEVEL = re.compile(r"__index_level_\d+__")
 """What pandas calls an index without a name in Parquet and Arrow."""
 
-_UNNAMED = re.compile(r"(?:Unnamed: \d+)?")
+_UNNAMED = re.compile(r"(?:Unnamed: \d+(?:\.\d+)*)?")
 """What it is called in CSV, and once pandas has read that and written it again."""
 
 
@@ -112,15 +112,18 @@ def split_names(given: Sequence[str] | None, known: Sequence[str]) -> tuple[str,
     )
 
 
-def without_index(table: Table, selection: Selection) -> Table:
-    """The table without the index that a data frame was written with: a first column of whole numbers that increase,
-    and have no name. One that was asked for stays.
+def without_index(table: Table, selection: Selection, *, leads: bool) -> Table:
+    """The table without the indices that a data frame was written with: first columns of whole numbers that increase,
+    in a long file within each id, and have no name. One that was asked for stays.
+
+    leads: the first variate is the first column of the file; only there is an index.
 
     Raises:
         UnusableInput: any other column of numbers without a name.
     """
-    if selection.columns is None and table.names and _UNNAMED.fullmatch(table.names[0]) and _counts(table.values[0]):
-        table = replace(table, names=table.names[1:], values=table.values[1:])
+    if selection.columns is None and leads:
+        while table.names and _UNNAMED.fullmatch(table.names[0]) and _counts(table.values[0], table.ids):
+            table = replace(table, names=table.names[1:], values=table.values[1:])
     if "" in table.names:
         raise UnusableInput("a column of numbers has no name; give it one, or leave it out", field="columns")
     return table
@@ -151,10 +154,16 @@ def check_size(variates: int, steps: int, most: int = MAX_STEPS) -> None:
         raise PayloadTooLarge(f"{steps} steps; at most {most} are read, and the last are those that count")
 
 
-def _counts(numbers: npt.NDArray[np.float64]) -> bool:
-    return bool(
-        np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all() and (numbers[1:] > numbers[:-1]).all()
-    )
+def _counts(numbers: npt.NDArray[np.float64], ids: npt.NDArray[Any] | None) -> bool:
+    if not (np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all()):
+        return False
+    increases = numbers[1:] > numbers[:-1]
+    if ids is not None and not increases.all():
+        series = np.unique(ids, return_inverse=True)[1]
+        order = np.argsort(series, kind="stable")
+        numbers, series = numbers[order], series[order]
+        increases = (numbers[1:] > numbers[:-1]) | (series[1:] != series[:-1])
+    return bool(increases.all())
 
 
 def _asked(names: Sequence[str], name: str | None, field: str) -> int | None:

@@ -434,6 +434,26 @@ def test_the_index_of_a_data_frame_is_no_variate(step: int) -> None:
     assert turned.names == ("Unnamed: 0", *truth.names)
 
 
+def test_an_index_written_twice_or_of_each_series_is_no_variate() -> None:
+    table = frame()
+    truth = read_csv(table.to_csv(index=False).encode())
+    once = pd.read_csv(io.StringIO(table.to_csv()))
+    twice = pd.read_csv(io.StringIO(once.to_csv()))
+    assert list(twice.columns[:2]) == ["Unnamed: 0.1", "Unnamed: 0"]
+    for data in (once.to_csv(), twice.to_csv(index=False), twice.to_csv()):
+        assert read(data)[0].names == truth.names
+    both = pd.concat([table.assign(unique_id=name) for name in "ab"])
+    for data in (both.to_csv(), both.sort_index(kind="stable").to_csv()):
+        assert [one.names for one in read(data)] == [truth.names] * 2
+
+
+def test_only_a_first_column_is_an_index() -> None:
+    with pytest.raises(UnusableInput, match="no name"):
+        read("date,,a\n2020-01-01,10,5\n2020-01-02,20,6\n2020-01-03,35,7\n")
+    (series,) = read("date,Unnamed: 1,a\n2020-01-01,10,5\n2020-01-02,20,6\n2020-01-03,35,7\n")
+    assert series.names == ("Unnamed: 1", "a")
+
+
 def test_records_are_a_table() -> None:
     rows = [
         {"ds": "2020-01-01", "a": 1, "b": None},

@@ -220,6 +220,7 @@ def test_times_of_a_series(tmp_path: Path) -> None:
         ("a.mha", b"DimSize = 5 6 7", b"DimSize = 9999999 6 7", PayloadTooLarge),
         ("a.mha", b"DimSize = 5 6 7", b"DimSize = 0 888888888888888888888 7", UnusableInput),
         ("a.mha", b"MET_SHORT", b"MET_OTHER", UnusableInput),
+        ("a.mha", b"DimSize", b"ElementNumberOfChannels = 1 2\nDimSize", InvalidRequest),
         ("a.mha", b"TransformMatrix = 0.8", b"TransformMatrix = nan", InvalidRequest),
         ("a.nrrd", b"sizes: 5 6 7", b"sizes: 9 9 9", InvalidRequest),
         ("a.nrrd", b"sizes: 5 6 7", b"sizes: 9999999 6 7", PayloadTooLarge),
