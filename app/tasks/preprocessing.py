@@ -25,6 +25,9 @@ MAX_VOXELS = 1 << 27
 FREE_VOXELS = 1 << 24
 """Voxels that any volume may be resampled to, 256 along each axis; past them MAX_GROWTH counts."""
 
+MAX_SPACING = 1e9
+"""mm between voxels that are resampled; its reciprocal is the least."""
+
 MAX_GROWTH = 8
 """Times its voxels that a large volume may be resampled to: a header may claim metres between them."""
 
@@ -110,6 +113,8 @@ def _resample(state: _State, step: Resample) -> tuple[_State, Entry]:
     """The first voxel's centre stays; positions past the last centre take the last voxel, as ITK's border does."""
     if state.spacing is None:
         raise UnusableInput("this model resamples to a voxel size, and the file does not say which it has")
+    if not all(1 / MAX_SPACING < size < MAX_SPACING for size in state.spacing):
+        raise UnusableInput(f"the volume's voxels are of {list(state.spacing)} mm, which cannot be resampled")
     shape = tuple(
         max(1, round(size * old / new))
         for size, old, new in zip(state.array.shape, state.spacing, step.spacing, strict=True)

@@ -110,6 +110,13 @@ def test_steps_run_in_the_manifests_order() -> None:
         run(array, Resize(shape=(1, 1, 1)), Binarise(threshold=0.5))
 
 
+@pytest.mark.parametrize("size", [1e200, 1e-200, 1e-310, np.inf])
+def test_voxel_sizes_that_cannot_be_resampled(size: float) -> None:
+    found = Volume(voxels(2, 2, 2), "nrrd", (size, 1.0, 1.0))
+    with pytest.raises(UnusableInput, match="cannot be resampled"):
+        preprocess(found, spec(Resample(spacing=(1.0, 1.0, 1.0))))
+
+
 def image(array: npt.NDArray[Any], spacing: tuple[float, float, float]) -> Any:
     """The array as SimpleITK has it: axes i, j, k."""
     found = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
