@@ -159,7 +159,8 @@ async def forecast(
     answers = [Answer(forecast, one.report) for forecast, one in zip(forecasts, settled, strict=True)]
     if probabilities:
         prepared = [one.prepared for one in settled]
-        found = await run_quantiles(service, request, loaded, prepared, forecasts, probabilities)
+        filled = [one.report.filled for one in settled]
+        found = await run_quantiles(service, request, loaded, prepared, forecasts, probabilities, filled)
         answers = [replace(answer, quantiles=one) for answer, one in zip(answers, found, strict=True)]
 
     def encode() -> bytes:

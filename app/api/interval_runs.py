@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 from starlette.requests import Request
 
 from app.api.forecast_runs import run_past
@@ -89,19 +90,33 @@ async def run_quantiles(
     prepared: Sequence[Prepared],
     forecasts: Sequence[Forecast],
     probabilities: tuple[float, ...],
+    filled: Sequence[npt.NDArray[np.bool_] | None] | None = None,
 ) -> list[Quantiles]:
-    """Quantiles of every forecast, in order."""
+    """Quantiles of every forecast, in order.
+
+    filled: of each series, (variates, time), values that nobody sent; they tell nothing of how far forecasts miss.
+
+    Raises:
+        UnusableInput: no outcome that was sent tells of steps past the head.
+    """
     assert model.manifest is not None
     spec = model.manifest.task
     assert isinstance(spec, Forecasting)
     found = []
-    for one, forecast in zip(prepared, forecasts, strict=True):
+    for one, forecast, unsent in zip(prepared, forecasts, filled or [None] * len(prepared), strict=True):
         horizon = forecast.values.shape[1]
         origins = past.past_origins(one.series, spec, horizon, MAX_ROWS // len(prepared))
         errors = None
         if origins is not None:
             made = await run_past(service, request, model, one.series, origins, horizon)
-            errors = await offload_with("pandas", 2 * made.forecasts.nbytes, partial(_counting, made, spec))
+            errors = await offload_with("pandas", 2 * made.forecasts.nbytes, partial(_counting, made, spec, unsent))
+            if unsent is not None:
+                known = np.isfinite(errors)
+                if forecast.rolled and not known[:, ~one.constant, spec.horizon :].any(axis=(0, 2)).all():
+                    why = "come from the series' own past, and too much of it was filled"
+                    raise UnusableInput(f"intervals {horizon} steps ahead {why}", field="fill")
+                if not known.any():
+                    errors, origins = None, None
 
         def finish(
             one: Prepared = one, forecast: Forecast = forecast, errors: Array | None = errors, horizon: int = horizon
@@ -116,14 +131,20 @@ async def run_quantiles(
         # One after the other: the loop has no pause between those that are done in it.
         size = 8 * len(probabilities) * forecast.values.size + len(prepared) * SERIES_BYTES
         values = await offload_with("pandas", size, finish)
-        known = intervals.is_known(one.series, spec)
+        listed = intervals.is_known(one.series, spec)
         if errors is None:
-            calibration = "validation" if known else "other data"
+            calibration = "validation" if listed else "other data"
         else:
-            calibration = "validation and history" if known and not forecast.rolled else "history"
+            calibration = "validation and history" if listed and not forecast.rolled else "history"
         found.append(Quantiles(probabilities, values, calibration, 0 if origins is None else len(origins)))
     return found
 
 
-def _counting(made: past.PastForecasts, spec: Forecasting) -> Array:
-    return past.counting(made.errors(), made.origins, made.series.values.shape[1], spec.horizon)
+def _counting(made: past.PastForecasts, spec: Forecasting, unsent: npt.NDArray[np.bool_] | None) -> Array:
+    """Errors that count: outcomes that were sent, of forecasts made when the value before had been sent."""
+    errors = made.errors()
+    if unsent is not None:
+        padded = np.pad(unsent, ((0, 0), (0, made.horizon)))
+        for error, origin in zip(errors, made.origins, strict=True):
+            error[padded[:, origin : origin + made.horizon] | padded[:, origin - 1 : origin]] = np.nan
+    return past.counting(errors, made.origins, made.series.values.shape[1], spec.horizon)

@@ -91,9 +91,9 @@ def backtest(
     to those that count, and those have a season before them. filled: (variates, time), values of the series that nobody
     sent; they are no outcomes.
 
-    MSE and MAE are in units of each variate's deviation over the series; MASE in units of its mean change over a season
-    (Hyndman and Koehler 2006), null where it never changes. Coverage of central intervals: as the bundle's validation
-    errors make them up to the head, and as an origin's own past stretches them where it has one.
+    MSE and MAE are in units of each variate's deviation over what was sent; MASE in units of its mean change over a
+    season (Hyndman and Koehler 2006), null where it never changes. Coverage of central intervals: as the bundle's
+    validation errors make them up to the head, and as an origin's own past stretches them where it has one.
 
     Raises:
         UnusableInput: a horizon has no outcome that was sent. InferenceFailed: a forecast is NaN or infinite.
@@ -107,8 +107,9 @@ def backtest(
     power = -np.frexp(np.abs(past.series.values).max(axis=1, keepdims=True))[1]
     values = np.ldexp(past.series.values, power)
     outcomes = values if filled is None else np.where(filled, np.nan, values)
-    unit = values.std(axis=1)
-    unit = np.where(unit > 0, unit, 1.0)
+    mean, _ = _means(outcomes, (1,))
+    variance, _ = _means((outcomes - mean[:, np.newaxis]) ** 2, (1,))
+    unit = np.where(variance > 0, np.sqrt(variance), 1.0)
     change, _ = _means(np.abs(outcomes[:, season:] - outcomes[:, :-season]), (1,))
     truth = np.stack([outcomes[:, at : at + longest] for at in origins])
     naive = np.stack([values[:, at - season + np.arange(longest) % season] for at in origins])

@@ -77,6 +77,27 @@ async def test_intervals_of_the_own_past_hold(client: httpx.AsyncClient) -> None
     assert np.mean(inside) == pytest.approx(0.8, abs=0.05)
 
 
+def with_gap(begin: int, end: int) -> bytes:
+    frame = pd.read_csv(io.BytesIO(table(2400)))
+    frame.loc[begin : end - 1, NAMES] = np.nan
+    return frame.to_csv(index=False).encode()
+
+
+@pytest.mark.parametrize("fill", ["ffill", "linear"])
+async def test_filled_values_tell_nothing_of_how_far_forecasts_miss(client: httpx.AsyncClient, fill: str) -> None:
+    async def width(body: bytes) -> npt.NDArray[np.float64]:
+        answer = (await ask(client, body, horizon=24, level="80", fill=fill)).json()
+        low, high = (np.array(list(answer["quantiles"][key].values())) for key in ("0.1", "0.9"))
+        return high - low
+
+    ratio = await width(with_gap(1200, 2280)) / await width(table(2400))
+    assert 0.7 < ratio.mean() < 1.4
+    alone = (await ask(client, with_gap(1, 2399), horizon=24, level="80", fill=fill)).json()["intervals"]
+    assert (alone["calibration"], alone["origins"]) == ("validation", 0)
+    nothing = await ask(client, with_gap(600, 2352), horizon=816, level="80", fill=fill)
+    assert (nothing.status_code, nothing.json()["field"]) == (422, "fill")
+
+
 async def test_quantiles_in_csv_and_npy(client: httpx.AsyncClient) -> None:
     answer = (await ask(client, table(120), horizon=5, quantiles="0.1,0.9")).json()
     text = (await ask(client, table(120), horizon=5, quantiles="0.1,0.9", accept="text/csv")).text

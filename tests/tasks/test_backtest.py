@@ -140,7 +140,7 @@ def test_filled_values_are_no_outcomes() -> None:
         past = rolled(PastForecasts(Series(given, ("x", "y")), SPEC, np.array([200, 240]), 48), zeros)
         found = backtest(past, SPEC, [48], 24, filled=filled)["48"]
         errors = np.abs(past.forecasts - outcomes)
-        scaled = errors / given.std(axis=1, keepdims=True)
+        scaled = errors / np.nanstd(known, axis=1, keepdims=True)
         assert found["model"]["mse"] == pytest.approx(np.nanmean(scaled**2))
         assert found["model"]["mae"] == pytest.approx(np.nanmean(scaled))
         assert found["model"]["mase"] == pytest.approx((np.nanmean(errors, axis=(0, 2)) / change).mean())
