@@ -33,7 +33,7 @@ format: .venv/dev.stamp
 	$(BIN)/ruff format .
 
 # Every reader, coverage-guided, ten minutes each, two at once; FUZZ=csv for one of them, FUZZ_SECONDS=4 for a short look,
-# FUZZ_SEED=1 for inputs in an order that can be repeated.
+# FUZZ_SEED=1 for the same inputs in the same order each time.
 FUZZ ?= all
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0

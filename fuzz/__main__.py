@@ -3,9 +3,9 @@
     python -m fuzz csv --seconds 600
     python -m fuzz all --seconds 60 --jobs 2 --seed 1
 
-A seed makes a run repeatable: the same inputs in the same order, as long as fuzz/corpus/ is the same. A finding is
-written to fuzz/findings/ and ends with status 1. Memory over --memory (MB) is a finding too. Inputs that reached new
-code stay in fuzz/corpus/NAME and are where the next run begins.
+A seed makes a run repeatable: the same inputs in the same order, and as many on any machine, as long as fuzz/corpus/ is
+the same. A finding is written to fuzz/findings/ and ends with status 1. Memory over --memory (MB) is a finding too.
+Inputs that reached new code stay in fuzz/corpus/NAME and are where the next run begins.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ HERE = Path(__file__).parent
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description="Coverage-guided fuzzing of the readers.")
     parser.add_argument("target", help="one of the targets' names, or all")
-    parser.add_argument("--seconds", type=int, default=600, help="for each target; default: %(default)s")
+    seconds = "for each target, about that with a seed; default: %(default)s"
+    parser.add_argument("--seconds", type=int, default=600, help=seconds)
     # Without atheris the readers stay level; under it, those of JSON gain half a KB an input.
     parser.add_argument("--memory", type=int, default=1024, help="MB of the process; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs' order; default: another one each time")
@@ -49,7 +50,6 @@ def main() -> int:
     for number, seed in enumerate(target.seeds):
         (corpus / f"seed-{number}").write_bytes(seed)
     options = [
-        f"-max_total_time={arguments.seconds}",
         f"-rss_limit_mb={arguments.memory}",
         f"-seed={arguments.seed}",
         f"-timeout={120 if target.starts_process else 10}",
@@ -58,8 +58,10 @@ def main() -> int:
         "-print_final_stats=1",
     ]
     if arguments.seed:
-        # What else would let the clock decide which input comes next.
-        options += ["-entropic=0", "-reload=0"]
+        # What else would let the clock decide which input comes next, or which is the last.
+        options += ["-entropic=0", "-reload=0", f"-runs={arguments.seconds * target.pace}"]
+    else:
+        options += [f"-max_total_time={arguments.seconds}"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], target.run)
     atheris.Fuzz()
     return 0
