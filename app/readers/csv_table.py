@@ -19,7 +19,7 @@ from app.readers.bounded import Buffer
 from app.readers.dates import is_date
 from app.readers.decimal_mark import MARKS, find_mark, is_written_number, number
 from app.readers.series import MAX_STEPS
-from app.readers.table import MAX_TEXT, Roles, Selection, Table, check_size, named_roles, without_index
+from app.readers.table import MAX_TEXT, NAMELESS, Roles, Selection, Table, check_size, named_roles, without_index
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +54,10 @@ def read_csv_table(data: Buffer, selection: Selection, limit: int, max_rows: int
         raw = raw.replace(b"\r\r\n", b"\n")  # those of Windows, written twice
     names, rows_at, delimiter = _header(raw, encoding)
     _refuse_data_as_header(names)
-    if len(names) == 1:
+    fields = len(names)
+    while not names[-1]:
+        names.pop()  # a delimiter ends every line, or a spreadsheet was once wider
+    if fields == 1:
         raw = raw.rstrip()  # a blank line among those of one column is an empty cell
     lines = raw.count(b"\n", rows_at) + 1
     check_size(len(names) - 1, lines - 1, max_rows)
@@ -65,17 +68,20 @@ def read_csv_table(data: Buffer, selection: Selection, limit: int, max_rows: int
         )
     # Parsed once to find what only the content says, so that the columns' types are known for all blocks.
     if roles.time is None:
-        roles = _with_time(roles, _blocks(raw, rows_at, names, delimiter, encoding, ".", roles, rows=64))
+        blocks = _blocks(raw, rows_at, fields, delimiter, encoding, ".", roles, rows=64)
+        roles = _with_time(roles, blocks, len(names))
     if selection.decimal is not None:
         mark = MARKS[selection.decimal]
     elif delimiter == "," or (raw.find(b",", rows_at) < 0 and raw.find(b".", rows_at) < 0):
         mark = "."
     else:
-        blocks = _blocks(raw, rows_at, names, delimiter, encoding, ".", roles, written=True)
+        blocks = _blocks(raw, rows_at, fields, delimiter, encoding, ".", roles, written=True)
         mark = find_mark(_cells(blocks, names, roles))
     columns = _Columns(names, roles, lines, mark, grouped=selection.decimal is not None)
-    for block in _blocks(raw, rows_at, names, delimiter, encoding, mark, roles):
+    for block in _blocks(raw, rows_at, fields, delimiter, encoding, mark, roles):
         columns.add(block)
+        if selection.columns is None and block.iloc[:, len(names) :].notna().any(axis=None):
+            raise UnusableInput(NAMELESS, field="columns")
     return without_index(columns.table(), selection, leads=roles.variates[:1] == (0,))
 
 
@@ -117,7 +123,7 @@ class _Columns:
 def _blocks(
     raw: bytes,
     rows_at: int,
-    names: list[str],
+    fields: int,
     delimiter: str,
     encoding: str,
     decimal: str,
@@ -133,7 +139,7 @@ def _blocks(
     stream = io.BytesIO(raw)
     stream.seek(rows_at)
     texts = {column: object for column in (roles.time, roles.identity) if column is not None}
-    empty: dict[Any, list[str]] = {column: list(EMPTY) for column in range(len(names)) if column not in texts}
+    empty: dict[Any, list[str]] = {column: list(EMPTY) for column in range(fields) if column not in texts}
     if written:
         texts |= dict.fromkeys(roles.variates, object)
     try:
@@ -141,33 +147,33 @@ def _blocks(
             stream,
             sep=delimiter,
             header=None,
-            names=range(len(names)),
+            names=range(fields),
             encoding=encoding,
             decimal=decimal,
             low_memory=False,  # one dtype a column and block
             skipinitialspace=True,
             dtype=texts,
-            skip_blank_lines=len(names) > 1,
+            skip_blank_lines=fields > 1,
             keep_default_na=False,
             na_values=empty,
             nrows=rows,
-            chunksize=max(64, BLOCK_CELLS // len(names)),
+            chunksize=max(64, BLOCK_CELLS // fields),
         )
         with reader:
             for block in reader:
                 if not isinstance(block.index, pd.RangeIndex):
-                    raise InvalidRequest(f"the CSV's header has {len(names)} fields, its first row has more")
+                    raise InvalidRequest(f"the CSV's header has {fields} fields, its first row has more")
                 yield block
     except (ValueError, OverflowError) as exc:
         raise InvalidRequest(f"the CSV is broken: {exc}") from exc
 
 
-def _with_time(roles: Roles, blocks: Iterator[pd.DataFrame]) -> Roles:
+def _with_time(roles: Roles, blocks: Iterator[pd.DataFrame], columns: int) -> Roles:
     """The first column whose first cell is text is the timestamps'."""
     block = next(blocks, None)
     if block is None:
         return roles
-    for column in sorted({*range(len(block.columns))} - {roles.identity}):
+    for column in sorted({*range(columns)} - {roles.identity}):
         cells = block[column].dropna()
         if cells.size and isinstance(cells.iloc[0], str) and not is_written_number(cells.iloc[0]):
             return Roles(column, roles.identity, tuple(at for at in roles.variates if at != column))

@@ -27,6 +27,8 @@ MAX_SERIES = 4096
 MAX_TEXT = 128
 """Characters of an identifier or a timestamp."""
 
+NAMELESS = "a column of numbers has no name; give it one, or leave it out"
+
 _INDEX_LEVEL = re.compile(r"__index_level_\d+__")
 """What pandas calls an index without a name in Parquet and Arrow."""
 
@@ -125,7 +127,7 @@ def without_index(table: Table, selection: Selection, *, leads: bool) -> Table:
         while table.names and _UNNAMED.fullmatch(table.names[0]) and _counts(table.values[0], table.ids):
             table = replace(table, names=table.names[1:], values=table.values[1:])
     if "" in table.names:
-        raise UnusableInput("a column of numbers has no name; give it one, or leave it out", field="columns")
+        raise UnusableInput(NAMELESS, field="columns")
     return table
 
 

@@ -454,6 +454,26 @@ def test_only_a_first_column_is_an_index() -> None:
     assert series.names == ("Unnamed: 1", "a")
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiters_that_end_the_lines_make_no_column(delimiter: str) -> None:
+    written = frame().to_csv(index=False, sep=delimiter)
+    (truth,) = read(written)
+    for lines in (written.splitlines(), [f"{line}{delimiter} " for line in written.splitlines()]):
+        for ends in (delimiter, 3 * delimiter):
+            (series,) = read("\n".join(f"{line}{ends}" for line in lines) + "\n")
+            assert series.names == truth.names
+            np.testing.assert_array_equal(series.values, truth.values)
+    (one,) = read(f"a{delimiter}\n1{delimiter}\n2{delimiter}\n")
+    np.testing.assert_array_equal(one.values, [[1, 2]])
+    for late in ("5", "x"):
+        lines = [f"{line}{delimiter}{delimiter}" for line in written.splitlines()]
+        lines[-1] += late
+        with pytest.raises(UnusableInput, match="no name"):
+            read("\n".join(lines))
+        (chosen,) = read("\n".join(lines), Selection(columns=truth.names[:1]))
+        np.testing.assert_array_equal(chosen.values, truth.values[:1])
+
+
 def test_records_are_a_table() -> None:
     rows = [
         {"ds": "2020-01-01", "a": 1, "b": None},
