@@ -21,7 +21,10 @@ FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
 
 
 def set_up_logging(level: str, log_format: str) -> None:
-    """Send the root logger's lines to standard error, as "text" or as "json"."""
+    """Send the root logger's lines to standard error, as "text" or as "json"; those about requests at any level.
+
+    `Journal` writes only what was asked for.
+    """
     handler = logging.StreamHandler()
     if log_format == "json":
         form = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -31,6 +34,7 @@ def set_up_logging(level: str, log_format: str) -> None:
     else:
         handler.setFormatter(logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    logger.setLevel(logging.INFO)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ ROUTE = "/v2/models/{model}/infer"
 def talkative(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("journal")
     write_add_model(folder / "repository" / "add" / "1")
-    options = ("--log-requests", "true", "--log-format", "json")
+    options = ("--log-requests", "true", "--log-format", "json", "--log-level", "error")
     with serving(folder / "repository", folder / "log", *options) as server:
         yield server
 
