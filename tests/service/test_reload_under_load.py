@@ -49,13 +49,22 @@ async def reload_under_load(server: Server, models: Path, count: int) -> Counter
     return seen
 
 
+async def settled_bytes(server: Server) -> int:
+    """Resident memory once versions that left have let go of theirs."""
+    known, now = 0, server.resident_bytes()
+    while now != known:
+        await asyncio.sleep(0.5)
+        known, now = now, server.resident_bytes()
+    return now
+
+
 async def test_no_request_fails_and_memory_comes_back(tmp_path: Path):
     models = tmp_path / "models"
     write_offset_model(models / "m" / "1", 1, weights=BALLAST)
     options = ("--version-policy", "latest:1", "--max-batch", "8", "--cache-dir", str(tmp_path / "cache"))
     with serving(models, tmp_path / "log", *options) as server:
         await reload_under_load(server, models, 2)  # the allocator's and the threads' own memory is taken once
-        before = server.resident_bytes()
+        before = await settled_bytes(server)
         seen = await reload_under_load(server, models, RELOADS)
         assert set(seen) == {(200, "1", 1.0), (200, "2", 2.0)}, seen
         patiently(lambda: server.resident_bytes() < 1.1 * before)
