@@ -86,6 +86,7 @@ def train(argv: Sequence[str] | None = None) -> int:
         import torch
     except ModuleNotFoundError:
         return _fail("training needs torch: pip install 'kronserve[train]'")
+    from train.checkpoint import RESUME, WEIGHTS
     from train.loop import ResumeError
     from train.recipe import RecipeError, read_recipe
     from train.run import DeviceError, choose_device, train_recipe
@@ -104,8 +105,11 @@ def train(argv: Sequence[str] | None = None) -> int:
         device = choose_device(arguments.device)
         if folder.exists() and not folder.is_dir():
             raise RecipeError(f"--out {folder} is not a folder")
-        if not arguments.resume and (folder / "resume.pt").exists():
-            raise RecipeError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
+        if (folder / RESUME).exists():
+            if not arguments.resume:
+                raise RecipeError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
+        elif (folder / WEIGHTS).exists():
+            raise RecipeError(f"{folder} holds trained weights without {RESUME} to go on from; choose another --out")
         training = train_recipe(recipe, data_source(arguments.data), folder, device, arguments.resume)
     except (RecipeError, DatasetError, DeviceError, ResumeError, FloatingPointError) as error:
         return _fail(str(error))

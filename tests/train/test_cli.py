@@ -130,6 +130,13 @@ def test_trains_refuses_to_overwrite_and_resumes(data: Path, tmp_path: Path) -> 
     assert "holds a run already" in again.stderr
     resumed = kronserve("train", "tiny.toml", "--epochs", "1", "--seed", "3", "--resume", cwd=tmp_path, data=data)
     assert json.loads(resumed.stdout) == answer
+    (tmp_path / "runs/tiny/resume.pt").unlink()
+    weights = (tmp_path / "runs/tiny/weights.safetensors").read_bytes()
+    for options in ([], ["--resume"]):
+        lost = kronserve("train", "tiny.toml", "--epochs", "1", "--seed", "4", *options, cwd=tmp_path, data=data)
+        assert lost.returncode == 1
+        assert "holds trained weights without resume.pt" in lost.stderr
+    assert (tmp_path / "runs/tiny/weights.safetensors").read_bytes() == weights
 
 
 @pytest.mark.real_data
