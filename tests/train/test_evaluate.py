@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -53,6 +55,23 @@ def test_the_last_values_error_on_every_hundredth_window_of_weather(data: Path, 
         errors = np.stack([scaled[origin : origin + horizon] - scaled[origin - 1] for origin in origins])
         assert metrics[str(horizon)]["windows"] == len(origins)
         assert metrics[str(horizon)]["mse"] == pytest.approx(np.square(errors).mean(), rel=1e-5)
+
+
+@pytest.mark.real_data
+def test_batches_are_those_of_the_service(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a batch have a part in each other's answers where activations have one scale for all."""
+    folder = bundles.mask_size(tmp_path / "m" / "1")
+    one = json.loads((folder / "manifest.json").read_text()) | {"serving": {"max_batch": 5}}
+    (folder / "manifest.json").write_text(json.dumps(one))
+    sizes, real = list[int](), ort.InferenceSession.run
+
+    def noting(session: ort.InferenceSession, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        sizes.append(len(inputs["x"]))
+        return real(session, outputs, inputs)
+
+    monkeypatch.setattr(ort.InferenceSession, "run", noting)
+    assert evaluate_bundle(folder, "val", data)["values"]["n"] == sum(sizes) == 98
+    assert max(sizes) == 5
 
 
 @pytest.mark.real_data
