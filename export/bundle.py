@@ -28,6 +28,7 @@ from app.manifest import (
     Check,
     File,
     Forecasting,
+    Intervals,
     Manifest,
     Parity,
     ParityCase,
@@ -82,6 +83,8 @@ class Request:
     labels: tuple[str, ...] = ()
     variates: tuple[str, ...] = ()
     frequency: str | None = None
+    standardise: bool | None = None
+    """Whether the service standardises a forecaster's windows (`app.manifest.Forecasting`)."""
     description: str | None = None
     data_licence: str | None = None
     intended_use: str | None = None
@@ -134,15 +137,31 @@ def task(checkpoint: Checkpoint, request: Request) -> Task:
         base = base.model_copy(
             update={
                 "variates": request.variates or base.variates,
+                "standardise": base.standardise if request.standardise is None else request.standardise,
+                "intervals": _renamed(base.intervals, base.variates, request.variates),
                 "frequency": base.frequency if request.frequency is None else _frequency(request.frequency),
             }
         )
     else:
-        if request.variates or request.frequency is not None:
-            raise ExportError("variates and frequency belong to forecasters; this is a classifier")
+        if request.variates or request.frequency is not None or request.standardise is not None:
+            raise ExportError("variates, frequency and standardise belong to forecasters; this is a classifier")
         base = base.model_copy(update={"labels": request.labels or base.labels})
     _check_task(base, config)
     return base
+
+
+def _renamed(intervals: Intervals | None, names: tuple[str, ...], others: tuple[str, ...]) -> Intervals | None:
+    """The intervals with the errors of each variate under its new name."""
+    if intervals is None or not others or intervals.errors.keys() <= {""}:
+        return intervals
+    if len(others) != len(names):
+        raise ExportError(
+            f"variates: {len(others)} for {len(names)} that the bundle has intervals of ({', '.join(names)})"
+        )
+    new = dict(zip(names, others, strict=True))
+    return intervals.model_copy(
+        update={"errors": {new.get(name, name): errors for name, errors in intervals.errors.items()}}
+    )
 
 
 def _frequency(text: str) -> str:
@@ -214,6 +233,8 @@ def export_bundle(
     target = request.repository / request.name / request.version
     if target.exists() and not request.force:
         raise ExportError(f"{target} exists; choose another version, or --force to replace it")
+    if target.is_symlink():
+        raise ExportError(f"{target} is a link to {target.readlink()}; remove it, or choose another version")
     _check_place(target)
     described, module, config = task(checkpoint, request), load_module(checkpoint), checkpoint.config
     sig = signature(config)
@@ -242,9 +263,7 @@ def export_bundle(
                 further, more = prove(model, folder / EXPLAIN, every)
                 checks += more
         manifest = _manifest(checkpoint, request, described, on_request, (parity, further), folder)
-        # The scale of int8 activations is that of all in a batch: alone, no row has a part in another's.
-        serving = Serving(max_batch=1) if precision.kind == "int8" else Serving()
-        manifest = manifest.model_copy(update={"checks": tuple(checks), "precision": precision, "serving": serving})
+        manifest = manifest.model_copy(update={"checks": tuple(checks), "precision": precision})
         _write(manifest, folder)
         if evaluate is not None:
             manifest = manifest.model_copy(update={"metrics": evaluate(folder)})
@@ -331,7 +350,15 @@ def _manifest(
         data_licence=_first(request.data_licence, before and before.data_licence, training.get("data_licence")),
         intended_use=_first(request.intended_use, before and before.intended_use, texts.get("intended_use")),
         files=files,
+        serving=_serving(before, request.reduction),
     )
+
+
+def _serving(before: Manifest | None, reduction: Reduction | None) -> Serving:
+    """As in the bundle exported before; of an int8 graph one row, since activations have one scale for a batch."""
+    if reduction is not None and reduction.kind == "int8":
+        return Serving(max_batch=1)
+    return before.serving if before is not None and before.precision.kind != "int8" else Serving()
 
 
 def _config(description: Description) -> dict[str, Any]:

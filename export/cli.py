@@ -92,6 +92,13 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", type=_names, default=(), metavar="A,B,..", help="a classifier's labels, in order")
     parser.add_argument("--variates", type=_names, default=(), metavar="A,B,..", help="variates a forecaster learned")
     parser.add_argument("--frequency", metavar="ALIAS", help="a forecaster's sampling step: h, 10min, D")
+    parser.add_argument(
+        "--standardise",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="have the service bring each window to mean 0 and standard deviation 1 for a forecaster, and its forecast "
+        "back, or give it values as they are sent; default: as trained or exported before, else yes",
+    )
     parser.add_argument("--description", metavar="TEXT", help="what the model is")
     parser.add_argument("--data-licence", metavar="TEXT", help="licence of the training data")
     parser.add_argument("--intended-use", metavar="TEXT", help="what the model is for, and what not")
@@ -196,6 +203,7 @@ def export(argv: list[str]) -> int:
         labels=options.labels,
         variates=options.variates,
         frequency=options.frequency,
+        standardise=options.standardise,
         description=options.description,
         data_licence=options.data_licence,
         intended_use=options.intended_use,

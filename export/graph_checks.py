@@ -159,9 +159,9 @@ def _reference(path: Path, session: ort.InferenceSession, case: Case, tolerance:
     name = "reference evaluator"
     try:
         found = ReferenceEvaluator(onnx.load(path)).run(None, {session.get_inputs()[0].name: case.input})
-    except Exception as error:  # its operators are plain numpy, which raises anything
-        detail = f"cannot run the graph: {type(error).__name__}: {' '.join(str(error).split())}"
-        return Check(name=name, passed=False, detail=detail)
+    except Exception as error:  # its operators are plain numpy, which raises anything, and some lack cases of ONNX
+        detail = f"not compared: it cannot run the graph: {type(error).__name__}: {' '.join(str(error).split())}"
+        return Check(name=name, passed=None, detail=detail)
     worst = _farthest([np.asarray(output) for output in found], run(session, case))
     return Check(name=name, passed=worst <= tolerance, detail=f"differs by {worst:.2e} from ONNX Runtime")
 

@@ -20,7 +20,7 @@ from app.integrity import MANIFEST, SIGNATURE, SUM, sum_line
 from app.manifest import Forecasting, Intervals, Manifest, TensorClassification, VolumeClassification, fault
 from app.readers.volume import Volume
 from app.tasks import classification
-from app.tasks.forecasting import standardise
+from app.tasks.forecasting import as_taken
 from app.tasks.preprocessing import preprocess
 from train.datasets.folder import VARIABLE, DatasetError
 from train.datasets.series import Series, Split, lookback_windows, window_count
@@ -46,13 +46,13 @@ def interval_errors(run: Run, task: Forecasting, series: Series, split: Split) -
     errors = np.empty((count, rows.shape[1], len(steps)))
     for start in range(0, count, BATCH):
         part = windows[start : start + BATCH]
-        scaled, mean, scale = standardise(part.reshape(-1, task.lookback))
+        scaled, mean, scale = as_taken(part.reshape(-1, task.lookback), task)
         answer = run(scaled.reshape(part.shape))[:, :, steps - 1]
         at = np.arange(start, start + len(part))[:, np.newaxis] + task.lookback + steps - 1
         shape = (*part.shape[:2], 1)
         error = (rows[at].transpose(0, 2, 1) - mean.reshape(shape)) / scale.reshape(shape) - answer
-        # A window that never changes has no deviation to count in.
-        moves = scaled.reshape(part.shape).any(axis=2, keepdims=True)
+        # A window that never changes has no deviation to count in, where that is what errors are counted in.
+        moves = scaled.reshape(part.shape).any(axis=2, keepdims=True) | (not task.standardise)
         errors[start : start + len(part)] = np.where(moves, error, np.nan)
     moved = [bool(np.isfinite(errors[:, at]).any()) for at in range(len(series.variates))]
     if not any(moved):

@@ -80,6 +80,20 @@ def standardise(window: Array) -> tuple[npt.NDArray[np.float32], Array, Array]:
     return scaled.astype(np.float32), origin + centre * unit, deviation * unit
 
 
+def as_taken(window: Array, spec: Forecasting) -> tuple[npt.NDArray[np.float32], Array, Array]:
+    """Windows (variates, lookback) as the model takes them, standardised or as they are; the mean and scale of each.
+
+    Raises:
+        UnusableInput: values past float range.
+    """
+    if spec.standardise:
+        check_magnitude(window)
+        return standardise(window)
+    if np.abs(window).max() > np.finfo(np.float32).max:
+        raise UnusableInput("this model takes values as they are, in float32; some are too large for it")
+    return window.astype(np.float32), np.zeros((len(window), 1)), np.ones((len(window), 1))
+
+
 def check_magnitude(values: Array) -> None:
     """UnusableInput for values past MAX_MAGNITUDE."""
     if np.abs(values).max() > MAX_MAGNITUDE:
@@ -121,13 +135,7 @@ def prepare(
         raise UnusableInput(f"the series has {variates} variates; this model takes exactly {width}")
 
     window = series.values[:, -spec.lookback :]
-    if spec.standardise:
-        check_magnitude(window)
-        scaled, mean, scale = standardise(window)
-    else:
-        if np.abs(window).max() > np.finfo(np.float32).max:
-            raise UnusableInput("this model takes values as they are, in float32; some are too large for it")
-        scaled, mean, scale = window.astype(np.float32), np.zeros((variates, 1)), np.ones((variates, 1))
+    scaled, mean, scale = as_taken(window, spec)
     constant = np.asarray(~scaled.any(axis=1) & spec.standardise)
     return Prepared({input_name: scaled[np.newaxis]}, series, horizon, mean, scale, constant)
 

@@ -171,6 +171,35 @@ def test_a_version_is_replaced_only_by_force(exports: Callable[[str], Exported],
     assert manifest.metrics == {"split": "test"}
 
 
+def test_a_version_that_is_a_link_is_said_at_once(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    source = read_checkpoint(exports("forecaster-sum").folder)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "model").mkdir()
+    for version, place in (("1", tmp_path / "store"), ("2", tmp_path / "nowhere")):
+        (tmp_path / "model" / version).symlink_to(place)
+        with pytest.raises(ExportError, match=f"{version} is a link to {place}"):
+            export_bundle(source, Request("model", version, tmp_path, force=True))
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["1", "2"]
+
+
+def test_how_a_bundle_is_served_stays(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(exports("forecaster-sum").folder, tmp_path / "before" / "1"))
+    rewrite_manifest(bundle, serving={"max_batch": 4})
+    assert export_bundle(read_checkpoint(bundle), Request("m", "1", tmp_path))[1].serving.max_batch == 4
+
+
+def test_renamed_variates_keep_their_own_intervals(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    each = {"a": ((-1.0, 1.0),), "b": ((-2.0, 2.0),), "": ((-3.0, 3.0),)}
+    measured = MEASURED.model_copy(update={"errors": each})
+    bundle = _measured(exports("forecaster-sum"), tmp_path, intervals=measured, variates=("a", "b"))
+    renamed = task(read_checkpoint(bundle), Request("m", "1", tmp_path, variates=("b", "c")))
+    assert isinstance(renamed, Forecasting)
+    assert renamed.intervals is not None
+    assert renamed.intervals.errors == {"b": each["a"], "c": each["b"], "": each[""]}
+    with pytest.raises(ExportError, match="3 for 2 that the bundle has intervals of"):
+        task(read_checkpoint(bundle), Request("m", "1", tmp_path, variates=("x", "y", "z")))
+
+
 def test_a_version_that_cannot_be_replaced_stays(
     exports: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from app.integrity import read_manifest
 from app.manifest import Forecasting, TensorClassification
 from export.bundle import Request, export_bundle, task
 from export.checkpoint import Checkpoint, ExportError, load_module, read_checkpoint
 from export.cli import export
 from export.own_module import read_own_module
+from export.verification import verify_bundle
 from export.weight_files import read_weights
 from models.config import ForecasterConfig, build, to_dict
 from tests.export import own_networks
@@ -115,6 +117,51 @@ def test_a_network_that_the_proof_cannot_run_is_said_in_one_line(name: str, mess
     assert len(str(failure.value).splitlines()) == 1
     assert torch.get_default_dtype() == before
     assert not (tmp_path / "r").exists()
+
+
+def test_an_answer_of_mere_rounding_is_allowed_what_pytorch_is_off_by(tmp_path: Path) -> None:
+    """float32 resolves none of it, in PyTorch or anywhere."""
+    torch.manual_seed(0)
+    source = read_own_module(
+        f"{PLACE}:drifting", _torch(own_networks.drifting().state_dict(), tmp_path / "w.pt"), (-1, 12)
+    )
+    folder, manifest = export_bundle(source, Request("m", "1", tmp_path / "r"))
+    for case in manifest.parity.cases:
+        assert case.allowed is not None if case.inputs == "zero" else case.error <= (case.allowed or 1e-5)
+        assert case.allowed is None or case.exact <= case.allowed
+        assert case.allowed is None or case.inputs in ("zero", "scaled by 1e-6")
+    assert not [check for check in verify_bundle(folder) if check.failed]
+
+
+def test_a_graph_that_onnx_s_evaluator_cannot_run_is_proven_by_the_rest(tmp_path: Path) -> None:
+    source = read_own_module(
+        f"{PLACE}:largest", _torch(own_networks.largest().state_dict(), tmp_path / "w.pt"), (-1, 12)
+    )
+    folder, manifest = export_bundle(source, Request("m", "1", tmp_path / "r"))
+    (check,) = [check for check in manifest.checks if check.passed is not True]
+    assert (check.name, check.passed) == ("model.onnx: reference evaluator", None)
+    assert "not compared" in check.detail
+    x = torch.randn(2, 3, 12)
+    np.testing.assert_array_equal(_answer(folder, x), x.sort(-1, descending=True).values[..., :5].numpy())
+
+
+def test_a_forecaster_may_take_values_as_they_are_sent(tmp_path: Path) -> None:
+    weights = _torch(own_networks.counting().state_dict(), tmp_path / "w.pt")
+    target = ["--repository", str(tmp_path / "r"), "--name", "m"]
+    own = ["--module", f"{PLACE}:counting", "--weights", str(weights), "--input-shape", "N,12", *target]
+    told = []
+    for version, option in enumerate(([], ["--no-standardise"], ["--standardise"]), 1):
+        assert export([*own, "--version", str(version), *option]) == 0
+        manifest = read_manifest(tmp_path / "r" / "m" / str(version))
+        assert manifest is not None
+        assert isinstance(manifest.task, Forecasting)
+        told.append(manifest.task.standardise)
+    assert told == [True, False, True]
+    source = read_own_module(
+        f"{PLACE}:slices", _torch(own_networks.slices().state_dict(), tmp_path / "s.pt"), (2, 6, 4)
+    )
+    with pytest.raises(ExportError, match="standardise belong to forecasters"):
+        export_bundle(source, Request("m", "4", tmp_path / "r", standardise=False))
 
 
 def test_a_buffer_may_be_infinite_where_the_network_makes_it_so(tmp_path: Path) -> None:

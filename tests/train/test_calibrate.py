@@ -14,7 +14,8 @@ import pytest
 
 from app.integrity import read_manifest
 from app.manifest import Forecasting, VolumeClassification
-from train.calibrate import calibrate
+from train.calibrate import calibrate, interval_errors
+from train.datasets.series import Series
 from train.tables import tables
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,19 @@ def test_the_shipped_manifests_are_what_the_command_writes(bundle: Path, data: P
         assert isinstance(after.task, VolumeClassification)
         assert after.task.temperature == pytest.approx(before.task.temperature, rel=1e-3)
         assert 0.3 < after.task.temperature < 3
+
+
+def test_a_model_that_takes_values_as_they_are_errs_in_their_unit() -> None:
+    """It answers its window's first value: the errors are differences of rows, whatever the window's spread."""
+    task = Forecasting(lookback=4, horizon=2, standardise=False)
+    rows = np.random.default_rng(0).normal(size=(60, 2)).cumsum(axis=0) * [1, 1000]
+    series = Series("own", ("a", "b"), rows, {"train": (0, 20), "val": (20, 40), "test": (40, 60)}, "h", "", "")
+    found = interval_errors(lambda x: np.repeat(x[..., :1], 2, axis=-1), task, series, "val")
+    for at, name in enumerate(("a", "b")):
+        scaled = series.with_windows("val", 4, 2)[:, at]
+        for row, step in enumerate(found.steps):
+            errors = scaled[4 + step - 1 :][: found.windows] - scaled.astype("f4")[: found.windows]
+            np.testing.assert_allclose(found.errors[name][row], np.quantile(errors, found.probabilities), rtol=1e-3)
 
 
 @pytest.mark.real_data
