@@ -134,6 +134,11 @@ def task(checkpoint: Checkpoint, request: Request) -> Task:
     if isinstance(base, Forecasting):
         if request.labels:
             raise ExportError("labels belong to classifiers; this is a forecaster")
+        measured = base.intervals is not None or (checkpoint.manifest is not None and bool(checkpoint.manifest.metrics))
+        if measured and request.standardise not in (None, base.standardise):
+            raise ExportError(
+                "standardise: the bundle's metrics or intervals were measured the other way; export its checkpoint"
+            )
         base = base.model_copy(
             update={
                 "variates": request.variates or base.variates,

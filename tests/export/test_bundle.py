@@ -188,6 +188,17 @@ def test_how_a_bundle_is_served_stays(exports: Callable[[str], Exported], tmp_pa
     assert export_bundle(read_checkpoint(bundle), Request("m", "1", tmp_path))[1].serving.max_batch == 4
 
 
+def test_what_was_measured_holds_for_one_way_to_give_values(exports: Callable[[str], Exported], tmp_path: Path) -> None:
+    exported = exports("forecaster-sum")
+    bundle = read_checkpoint(_measured(exported, tmp_path, intervals=MEASURED))
+    assert task(bundle, Request("m", "1", tmp_path, standardise=True)) == task(bundle, Request("m", "1", tmp_path))
+    with pytest.raises(ExportError, match="measured the other way"):
+        task(bundle, Request("m", "1", tmp_path, standardise=False))
+    other = task(read_checkpoint(exported.folder), Request("m", "1", tmp_path, standardise=False))
+    assert isinstance(other, Forecasting)
+    assert not other.standardise
+
+
 def test_renamed_variates_keep_their_own_intervals(exports: Callable[[str], Exported], tmp_path: Path) -> None:
     each = {"a": ((-1.0, 1.0),), "b": ((-2.0, 2.0),), "": ((-3.0, 3.0),)}
     measured = MEASURED.model_copy(update={"errors": each})
