@@ -25,8 +25,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("target", help="one of the targets' names, or all")
     seconds = "for each target, about that with a seed; default: %(default)s"
     parser.add_argument("--seconds", type=int, default=600, help=seconds)
-    # Without atheris the readers stay level; under it, those of JSON gain half a KB an input.
-    parser.add_argument("--memory", type=int, default=1024, help="MB of the process; default: %(default)s")
+    parser.add_argument("--memory", type=int, default=768, help="MB of the process; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs' order; default: another one each time")
     parser.add_argument("--jobs", type=int, default=1, help="targets at once, with all; default: %(default)s")
     return parser.parse_args()

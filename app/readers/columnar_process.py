@@ -148,7 +148,7 @@ def _columns(table: pa.Table, schema: pa.Schema, roles: Roles) -> Answer:
     if roles.identity is not None:
         arrays["ids"] = _texts(table[schema.names[roles.identity]], schema.names[roles.identity])
     header = {
-        "leads": roles.variates[:1] == (0,),
+        "leads": roles.leads,
         "names": names,
         "time_name": "date" if roles.time is None else schema.names[roles.time],
         "zone": zone,

@@ -82,7 +82,7 @@ def read_csv_table(data: Buffer, selection: Selection, limit: int, max_rows: int
         columns.add(block)
         if selection.columns is None and block.iloc[:, len(names) :].notna().any(axis=None):
             raise UnusableInput(NAMELESS, field="columns")
-    return without_index(columns.table(), selection, leads=roles.variates[:1] == (0,))
+    return without_index(columns.table(), selection, leads=roles.leads)
 
 
 class _Columns:

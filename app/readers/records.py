@@ -72,7 +72,7 @@ def read_records(data: Buffer, selection: Selection, limit: int) -> Table:
         time_name="date" if roles.time is None else names[roles.time],
         ids=_column(texts, names, roles.identity),
     )
-    return without_index(table, selection, leads=roles.variates[:1] == (0,))
+    return without_index(table, selection, leads=roles.leads)
 
 
 def _record(item: Any, row: int) -> dict[str, Any]:

@@ -63,6 +63,11 @@ class Roles:
     identity: int | None
     variates: tuple[int, ...]
 
+    @property
+    def leads(self) -> bool:
+        """Whether the first variate is the first column of the file."""
+        return self.variates[:1] == (0,)
+
 
 @dataclass(frozen=True, eq=False)
 class Table:

@@ -49,8 +49,7 @@ def test_configuration_shows_the_plan(client: triton.InferenceServerClient):
     plan = json.loads(config["parameters"]["plan"]["string_value"])
     assert config["max_batch_size"] == plan["batch_limit"] >= 1
     assert config["input"] == [{"name": "series", "data_type": "TYPE_FP32", "dims": [-1, 96]}]
-    assert "1" in plan["rows_per_second"]
-    assert all(rate > 0 for rate in plan["rows_per_second"].values())
+    assert set(plan["rows_per_second"]) >= {"1", "2"}
 
 
 @pytest.mark.parametrize("binary_input", [True, False])
