@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.api.answers import error_responses
 from app.api.forecast_answers import CSV, FORECAST_SCHEMA, JSON, NPY, Answer, encoded
-from app.api.forecast_runs import run_forecasts
+from app.api.forecast_runs import check_answer, run_forecasts
 from app.api.interval_runs import check_intervals, history_needed, run_quantiles
 from app.api.negotiation import choose
 from app.api.series_query import SeriesOptions, SeriesQuery
@@ -151,7 +151,9 @@ async def forecast(
                 service.settings.max_decoded_bytes,
                 keep=lambda steps: history_needed(spec, steps, probabilities),
             )
-            check_intervals(loaded, spec, [one.prepared for one in settled], probabilities)
+            prepared = [one.prepared for one in settled]
+            check_answer(prepared, len(probabilities))
+            check_intervals(loaded, spec, prepared, probabilities)
             return settled
 
         settled = await offload_with("pandas", decoding_size(upload, options), decode)
@@ -167,7 +169,7 @@ async def forecast(
         return encoded(loaded, answers, media_type)
 
     # A number takes about twenty bytes as text.
-    size = sum(20 * one.forecast.values.size + SERIES_BYTES for one in answers)
+    size = sum(20 * one.numbers + SERIES_BYTES for one in answers)
     content = await offload_with("pandas", size, encode)
     return Response(content, media_type=media_type)
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from app.api.submission import run_all
 from app.engine.runtime import Model
+from app.errors import UnusableInput
 from app.manifest import Forecasting
 from app.readers.libraries import offload_with
 from app.readers.offload import SERIES_BYTES
@@ -16,6 +17,19 @@ from app.readers.series import Series
 from app.service import Service
 from app.tasks import forecasting
 from app.tasks.past import Origins, PastForecasts
+
+MAX_ANSWER = 1 << 24
+"""Numbers that one answer may hold: 128 MiB of them, and three times as much as text."""
+
+
+def check_answer(prepared: Sequence[forecasting.Prepared], quantiles: int) -> None:
+    """UnusableInput where the forecasts, and as many quantiles of each, are more than one answer holds."""
+    numbers = sum(len(one.series.names) * one.horizon for one in prepared) * (1 + quantiles)
+    if numbers > MAX_ANSWER:
+        raise UnusableInput(
+            f"the answer would hold {numbers} numbers; ask for fewer steps, quantiles or series: {MAX_ANSWER} at most",
+            field="quantiles" if quantiles else "horizon",
+        )
 
 
 async def run_forecasts(

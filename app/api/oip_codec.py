@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 import simdjson
 
+from app.api import json_text
 from app.api.raw_tensors import filled, from_bytes, lies_ready, raw_bytes
 from app.engine.datatypes import NUMPY_TYPES
 from app.engine.runtime import Model
@@ -206,6 +207,7 @@ def encode_response(
     datatypes = {spec.name: spec.datatype for spec in model.outputs}
     outputs: list[dict[str, Any]] = []
     blobs: list[bytes | memoryview] = []
+    numbers = 0
     for item in wanted:
         tensor, datatype = results[item.name], datatypes[item.name]
         if item.classes:
@@ -219,12 +221,13 @@ def encode_response(
             output["data"] = [_text(value) for value in tensor.ravel()]
         else:
             output["data"] = np.ascontiguousarray(tensor).ravel()
+            numbers += tensor.size
         outputs.append(output)
     answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
     if request.id is not None:
         answer["id"] = request.id
     answer["outputs"] = outputs
-    header = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    header = json_text.dumps(answer, numbers)
     return [header, *blobs], (len(header) if blobs or request.binary_default else None)
 
 
