@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import orjson
 from fastapi import Query, Request
 from starlette.responses import Response
 
+from app.api import deadline
 from app.api.answers import error_responses
 from app.api.forecast import REQUEST_BODY, Settled, decoded, decoding_size, naming
 from app.api.forecast_runs import run_past
@@ -19,6 +21,7 @@ from app.engine.runtime import Model
 from app.errors import InvalidRequest, UnusableInput
 from app.manifest import Forecasting
 from app.readers.libraries import offload_with
+from app.readers.offload import INLINE_BYTES
 from app.readers.regularity import Report
 from app.readers.series import Series
 from app.service import Service
@@ -29,6 +32,7 @@ from app.timeline import note_decoding, note_model
 
 JSON = "application/json"
 MAX_WINDOWS = 1000
+MAX_HORIZONS = 50
 
 _ERRORS = {
     "type": "object",
@@ -162,16 +166,22 @@ async def _measured(
     """One series' part of the answer."""
     series, report = known.series, known.report
     past = await run_past(service, request, model, series, known.origins, max(horizons))
+    # In threads whatever the size, as the time does not follow that. Part by part, so that others come in between.
+    coverage = await offload_with("pandas", INLINE_BYTES + 1, lambda: backtest.Coverage(past, spec, report.filled))
+    for start in range(0, len(known.origins), coverage.part):
+        deadline.remaining(request)
+        part = partial(coverage.measure, start, start + coverage.part)
+        await offload_with("pandas", INLINE_BYTES + 1, part)
 
     def measure() -> dict[str, Any]:
         with naming(series):
-            return backtest.backtest(past, spec, horizons, known.season, filled=report.filled)
+            return backtest.backtest(past, spec, horizons, known.season, filled=report.filled, coverage=coverage)
 
     return {
         "id": series.id,
         "windows": len(known.origins),
         "season": known.season,
-        "horizons": await offload_with("pandas", 4 * past.forecasts.nbytes, measure),
+        "horizons": await offload_with("pandas", INLINE_BYTES + 1, measure),
         "input": report.counts(),
     }
 
@@ -179,6 +189,8 @@ async def _measured(
 def _horizons(given: list[str] | None, spec: Forecasting) -> list[int]:
     if given is None:
         return [spec.horizon]
+    if sum(text.count(",") + 1 for text in given) > MAX_HORIZONS:
+        raise UnusableInput(f"a backtest measures {MAX_HORIZONS} horizons at most", field="horizon")
     try:
         horizons = sorted({int(part) for text in given for part in text.split(",")})
     except ValueError:

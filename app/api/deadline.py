@@ -49,7 +49,7 @@ def remaining(request: Request) -> float | None:
         return None
     left = until - time.monotonic()
     if left <= 0:
-        raise DeadlineExceeded(f"{HEADER} passed before the request was queued")
+        raise DeadlineExceeded(f"{HEADER} passed before there was an answer")
     return left
 
 

@@ -110,26 +110,31 @@ async def run_quantiles(
         if origins is not None:
             made = await run_past(service, request, model, one.series, origins, horizon)
             errors = await offload_with("pandas", 2 * made.forecasts.nbytes, partial(_counting, made, spec, unsent))
-            if unsent is not None:
-                known = np.isfinite(errors)
-                if forecast.rolled and not known[:, ~one.constant, spec.horizon :].any(axis=(0, 2)).all():
-                    why = "come from the series' own past, and too much of it was filled"
-                    raise UnusableInput(f"intervals {horizon} steps ahead {why}", field="fill")
-                if not known.any():
-                    errors, origins = None, None
+            moves = ~one.constant
+            told = intervals.telling(errors[:, moves])
+            if forecast.rolled:
+                told &= np.isfinite(errors[:, moves, spec.horizon :]).any(axis=(0, 2))
+                if not told.all():
+                    field, fault = ("fill", "was filled") if unsent is not None else ("horizon", "never changes")
+                    why = f"come from the series' own past, and too much of it {fault}"
+                    raise UnusableInput(f"intervals {horizon} steps ahead {why}", field=field)
+            if moves.any() and not told.any():
+                errors, origins = None, None
 
         def finish(
             one: Prepared = one, forecast: Forecast = forecast, errors: Array | None = errors, horizon: int = horizon
         ) -> Array:
             away = intervals.shapes(one.series, spec, horizon, probabilities).offsets(errors)
             away[:, one.constant] = 0.0
-            quantiles: Array = forecast.values + away * one.scale
-            for variate in np.flatnonzero(~one.constant):
-                quantiles[:, variate] = drop_noise(quantiles[:, variate], float(one.scale[variate, 0]))
-            return quantiles
+            with np.errstate(over="ignore", invalid="ignore"):
+                quantiles: Array = forecast.values + away * one.scale
+            if not np.isfinite(quantiles).all():
+                raise UnusableInput("intervals reach past float range", field="quantiles")
+            return drop_noise(quantiles, one.scale, one.constant)
 
         # One after the other: the loop has no pause between those that are done in it.
-        size = 8 * len(probabilities) * forecast.values.size + len(prepared) * SERIES_BYTES
+        size = 8 * len(probabilities) * (forecast.values.size + (0 if errors is None else errors.size))
+        size += len(prepared) * len(probabilities) * SERIES_BYTES
         values = await offload_with("pandas", size, finish)
         listed = intervals.is_known(one.series, spec)
         if errors is None:

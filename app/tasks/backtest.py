@@ -13,10 +13,27 @@ from app.manifest import Forecasting
 from app.readers.series import Series
 from app.tasks import intervals
 from app.tasks.forecasting import Array, check_magnitude
-from app.tasks.past import MIN_ORIGINS, PAST_HORIZONS, Origins, PastForecasts, counting
+from app.tasks.past import (
+    MAX_ORIGINS,
+    MIN_KNOWN,
+    MIN_ORIGINS,
+    PAST_HORIZONS,
+    Origins,
+    PastForecasts,
+    counting,
+)
 
 LEVELS = (0.8, 0.95)
 """Central intervals whose coverage is measured."""
+
+_EDGES = sorted(0.5 + side * level / 2 for level in LEVELS for side in (-1, 1))
+
+MAX_COMPARED = 1 << 28
+"""Errors that a backtest goes through to find how the intervals of every origin would have been stretched: of many
+origins, variates and steps, fewer of the past than an answer takes, but never fewer than it needs."""
+
+PART = 1 << 20
+"""Errors that are gone through at a time."""
 
 MAX_NUMBERS = 1 << 24
 """Numbers that the forecasts of one backtest may have: 128 MiB, and several times as much to measure them."""
@@ -77,6 +94,63 @@ def origins_of(series: Series, spec: Forecasting, horizon: int, season: int, mos
     return np.arange(last, first - 1, -stride)[::-1]
 
 
+class Coverage:
+    """Which outcomes lay inside their intervals, found a part of the origins at a time, since that takes long.
+
+    by: calibration and level -> (origins, variates, horizon), 1 where the outcome lies inside, 0 where not, NaN where
+    that calibration has no say.
+
+    Intervals are those of an answer. After a window that never changes they have no width.
+    """
+
+    def __init__(self, past: PastForecasts, spec: Forecasting, filled: npt.NDArray[np.bool_] | None = None) -> None:
+        """past: every pass of its forecasts has been taken. filled: (variates, time), values that are no outcomes."""
+        self.by: dict[str, dict[float, Array]] = {}
+        self.part = len(past.origins)
+        """Origins to measure at a time, which takes about a tenth of a second."""
+        self._past, self._spec, self._origins = past, spec, past.origins
+        if spec.intervals is None:
+            return
+        self._errors = past.errors()
+        outcomes = np.stack([past.series.values[:, at : at + past.horizon] for at in past.origins])
+        known = np.ones(outcomes.shape, bool)
+        if filled is not None:
+            known = ~np.stack([filled[:, at : at + past.horizon] for at in past.origins])
+            self._errors[~known] = np.nan
+        shapes = intervals.shapes(past.series, spec, past.horizon, _EDGES)
+        self._shapes, self._plain = shapes, shapes.offsets(None)
+        # Of windows that never change nothing is stretched: what they say is the same for every level and calibration.
+        still = np.broadcast_to(past.constant[:, :, np.newaxis], outcomes.shape)
+        self._still = np.where(still & known, outcomes == past.forecasts, np.nan)
+        self.by = {
+            kind: {level: np.full(outcomes.shape, np.nan) for level in LEVELS}
+            for kind in ("validation", "validation and history")
+        }
+        numbers = max(1, outcomes[0].size * len(self._origins))
+        self._most = min(MAX_ORIGINS, max(MIN_ORIGINS, MAX_COMPARED // numbers))
+        self.part = max(1, PART // (outcomes[0].size * self._most))
+
+    def measure(self, start: int, stop: int) -> None:
+        """Look at the origins from number `start` up to `stop`."""
+        horizon = self._past.horizon
+        for number in range(start, min(stop, len(self._origins))) if self.by else ():
+            back = self._origins[number] - self._origins
+            before = np.flatnonzero((back > 0) & (back <= horizon + PAST_HORIZONS * self._spec.horizon))
+            stretched = None
+            if (back[before] >= horizon).sum() >= MIN_KNOWN:
+                before = before[:: -max(1, -(-len(before) // self._most))][::-1]
+                origins, end = self._origins[before], int(self._origins[number])
+                stretched = self._shapes.offsets(counting(self._errors[before], origins, end, self._spec.horizon))
+            error, still = self._errors[number], self._still[number]
+            for kind, away in (("validation", self._plain), ("validation and history", stretched)):
+                if away is None:
+                    continue
+                for level in LEVELS:
+                    low, high = away[_EDGES.index(0.5 - level / 2)], away[_EDGES.index(0.5 + level / 2)]
+                    inside = np.where(np.isnan(error), still, (error >= low) & (error <= high))
+                    self.by[kind][level][number] = inside
+
+
 def backtest(
     past: PastForecasts,
     spec: Forecasting,
@@ -84,12 +158,13 @@ def backtest(
     season: int,
     since: int = 0,
     filled: npt.NDArray[np.bool_] | None = None,
+    coverage: Coverage | None = None,
 ) -> dict[str, Any]:
     """Errors and coverage by horizon, over all origins and variates, and over steps 1 to the horizon.
 
     past: every pass of its forecasts has been taken, and every outcome is known. since: origins before it are only past
     to those that count, and those have a season before them. filled: (variates, time), values of the series that nobody
-    sent; they are no outcomes.
+    sent; they are no outcomes. coverage: of all origins, where it was measured beforehand.
 
     MSE and MAE are in units of each variate's deviation over what was sent; MASE in units of its mean change over a
     season (Hyndman and Koehler 2006), null where it never changes. Coverage of central intervals: as the bundle's
@@ -114,7 +189,9 @@ def backtest(
     truth = np.stack([outcomes[:, at : at + longest] for at in origins])
     naive = np.stack([values[:, at - season + np.arange(longest) % season] for at in origins])
     errors = {"model": np.ldexp(forecasts, power) - truth, "seasonal_naive": naive - truth}
-    covered = _coverage(past, spec, filled)
+    if coverage is None:
+        coverage = Coverage(past, spec, filled)
+        coverage.measure(0, len(past.origins))
     return {
         str(horizon): {
             **{who: _errors(error[..., :horizon], unit, change) for who, error in errors.items()},
@@ -122,7 +199,7 @@ def backtest(
                 kind if horizon <= spec.horizon else "history": {
                     f"{level:g}": float(np.nanmean(inside[level][counted, :, :horizon])) for level in LEVELS
                 }
-                for kind, inside in covered.items()
+                for kind, inside in coverage.by.items()
                 if np.isfinite(inside[LEVELS[0]][counted, :, :horizon]).any()
                 and (horizon <= spec.horizon or kind != "validation")
             },
@@ -149,37 +226,3 @@ def _means(values: Array, axes: tuple[int, ...]) -> tuple[Array, npt.NDArray[np.
     """Means of what is known along `axes`, 0 where nothing is, and where anything is."""
     counts = (~np.isnan(values)).sum(axis=axes)
     return np.nansum(values, axis=axes) / np.maximum(counts, 1), counts > 0
-
-
-def _coverage(
-    past: PastForecasts, spec: Forecasting, filled: npt.NDArray[np.bool_] | None
-) -> dict[str, dict[float, Array]]:
-    """By calibration and level: 1 where the outcome lies inside, 0 where not, NaN where that calibration has no say."""
-    if spec.intervals is None:
-        return {}
-    errors, origins, horizon = past.errors(), past.origins, past.horizon
-    if filled is not None:
-        errors[np.stack([filled[:, at : at + horizon] for at in origins])] = np.nan
-    pairs = [(0.5 - level / 2, 0.5 + level / 2) for level in LEVELS]
-    probabilities = sorted(edge for pair in pairs for edge in pair)
-    shapes = intervals.shapes(past.series, spec, horizon, probabilities)
-    plain = shapes.offsets(None)
-    found = {
-        kind: {level: np.full(errors.shape, np.nan) for level in LEVELS}
-        for kind in ("validation", "validation and history")
-    }
-    for number, origin in enumerate(origins):
-        back = origin - origins
-        before = np.flatnonzero((back > 0) & (back <= horizon + PAST_HORIZONS * spec.horizon))
-        stretched = None
-        if (back[before] >= horizon).sum() * 2 >= MIN_ORIGINS:
-            stretched = shapes.offsets(counting(errors[before], origins[before], int(origin), spec.horizon))
-        for kind, away in (("validation", plain), ("validation and history", stretched)):
-            if away is None:
-                continue
-            for level, (low, high) in zip(LEVELS, pairs, strict=True):
-                inside = (errors[number] >= away[probabilities.index(low)]) & (
-                    errors[number] <= away[probabilities.index(high)]
-                )
-                found[kind][level][number] = np.where(np.isnan(errors[number]), np.nan, inside)
-    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import floor, log10
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,8 +153,7 @@ def finish(prepared: Prepared, outputs: Mapping[str, npt.NDArray[np.generic]]) -
     values = unscaled(output[0, :, : prepared.horizon], prepared.mean, prepared.scale, prepared.constant)
     if not np.isfinite(values).all():
         raise InferenceFailed("the model's forecast is not finite")
-    for row in np.flatnonzero(~prepared.constant):
-        values[row] = drop_noise(values[row], float(prepared.scale[row, 0]))
+    values = drop_noise(values, prepared.scale, prepared.constant)
     series, timestamps = prepared.series, None
     if series.timestamps is not None and series.frequency is not None:
         timestamps = calendar.stamps_after(series.timestamps, series.frequency, values.shape[1])
@@ -197,7 +195,13 @@ def joined(passes: Sequence[Forecast]) -> Forecast:
     return replace(first, timestamps=stamps, values=values, rolled=True)
 
 
-def drop_noise(values: npt.NDArray[np.float64], scale: float) -> npt.NDArray[np.float64]:
-    """Values in decimals down to a millionth of `scale`; as they are where decimals do not reach that far."""
-    decimals = 6 - floor(log10(scale))
-    return values.round(decimals) if -15 <= decimals <= 15 else values
+def drop_noise(values: Array, scale: Array, constant: npt.NDArray[np.bool_]) -> Array:
+    """Values (.., variates, steps) in decimals down to a millionth of their variate's scale (variates, 1); as they are
+    where decimals do not reach that far, or the variate is constant."""
+    decimals = 6 - np.floor(np.log10(scale[:, 0])).astype(int)
+    rounded = values.copy()
+    for places in np.unique(decimals[~constant]):
+        if -15 <= places <= 15:
+            rows = (decimals == places) & ~constant
+            rounded[..., rows, :] = values[..., rows, :].round(places)
+    return rounded

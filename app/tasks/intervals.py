@@ -22,6 +22,7 @@ from app.manifest import Forecasting, Intervals
 from app.readers.calendar import same_step
 from app.readers.series import Series
 from app.tasks.forecasting import Array
+from app.tasks.past import MIN_KNOWN
 
 BANDS = (1, 24, 96, 192, 336, 528)
 """First steps of the bands in which the factor of a series' own errors is estimated; past the head, every half of a
@@ -29,16 +30,21 @@ pass of the model is one."""
 
 TINY = 1e-9
 
+MAX_PROBABILITIES = 100
+"""Quantiles and levels of one request."""
+
 
 def parse_probabilities(quantiles: Sequence[str] | None, levels: Sequence[str] | None) -> tuple[float, ...]:
     """Ascending probabilities from quantiles (0 to 1) and from levels of central intervals (percent).
 
     Raises:
-        UnusableInput: not numbers, or outside of what the ends of a validation split can tell.
+        UnusableInput: not numbers, outside of what the ends of a validation split can tell, or too many.
     """
     wanted: set[float] = set()
     found: tuple[float, ...]
     for field, texts in (("quantiles", quantiles), ("level", levels)):
+        if sum(given.count(",") + 1 for given in texts or ()) > MAX_PROBABILITIES:
+            raise UnusableInput(f"{field} may hold {MAX_PROBABILITIES} numbers at most", field=field)
         for text in (part for given in texts or () for part in given.split(",")):
             try:
                 number = float(text)
@@ -59,7 +65,7 @@ def parse_probabilities(quantiles: Sequence[str] | None, levels: Sequence[str] |
 def is_known(series: Series, spec: Forecasting) -> bool:
     """Whether a series has the variates and the step that the bundle was calibrated on."""
     assert spec.intervals is not None
-    known = all(name in spec.intervals.errors for name in series.names)
+    known = all(name and name in spec.intervals.errors for name in series.names)  # "" names all of them together
     if series.frequency is None or spec.frequency is None:
         return known and series.frequency is None
     return known and same_step(series.frequency, spec.frequency)
@@ -117,28 +123,41 @@ def _level(probability: float) -> float:
 def _shape(names: Sequence[str], intervals: Intervals, horizon: int, probability: float) -> Array:
     """Validation errors at a probability (variates, horizon), interpolated between the steps that are stored."""
     steps = np.arange(1, horizon + 1)
-    rows = []
-    for name in names:
-        table = np.array(intervals.errors.get(name, intervals.errors[""]))
-        at_steps = [np.interp(probability, intervals.probabilities, row) for row in table]
-        rows.append(np.interp(steps, intervals.steps, at_steps))
-    return np.array(rows)
+    known = [name if name in intervals.errors else "" for name in names]
+    rows = {}
+    for name in set(known):
+        at_steps = [np.interp(probability, intervals.probabilities, row) for row in intervals.errors[name]]
+        rows[name] = np.interp(steps, intervals.steps, at_steps)
+    return np.array([rows[name] for name in known])
 
 
 def _factors(errors: Array, up: Array, down: Array, level: float, head: int) -> Array:
-    """What intervals from -down to up must be stretched by to cover the past at `level`, by band of steps."""
+    """What intervals from -down to up must be stretched by to cover the past at `level`, by band of steps.
+
+    1 where the past tells nothing.
+    """
     factors = np.ones(up.shape)
-    bounds = _bands(head, errors.shape[2])
-    for variate in range(len(up)):
-        scores = np.maximum(errors[:, variate] / up[variate], -errors[:, variate] / down[variate])
-        for start, stop in pairwise(bounds):
-            own = scores[:, start:stop].ravel()
-            own = own[np.isfinite(own)]
-            if own.size:
-                # (n + 1) in place of n: the forecast to come is one more of them.
-                rank = min(1.0, level * (own.size + 1) / own.size)
-                factors[variate, start:stop] = max(float(np.quantile(own, rank)), 0.0)
+    scores = np.maximum(errors / up, -errors / down)
+    scores[:, ~telling(errors)] = np.nan
+    for start, stop in pairwise(_bands(head, errors.shape[2])):
+        own = scores[:, :, start:stop].transpose(1, 0, 2).reshape(len(up), -1)
+        own = np.sort(np.where(np.isfinite(own), own, np.nan), axis=1)  # what is not known comes last
+        sizes = np.isfinite(own).sum(axis=1)
+        some = np.flatnonzero(sizes)
+        # (n + 1) in place of n: the forecast to come is one more of them.
+        rank = np.minimum(1.0, level * (sizes[some] + 1) / sizes[some]) * (sizes[some] - 1)
+        lower = np.floor(rank).astype(np.intp)
+        upper = np.minimum(lower + 1, sizes[some] - 1)
+        found = own[some, lower] + (own[some, upper] - own[some, lower]) * (rank - lower)
+        factors[some, start:stop] = np.maximum(found, 0.0)[:, np.newaxis]
     return factors
+
+
+def telling(errors: Array) -> npt.NDArray[np.bool_]:
+    """Of which variates errors of the past (origins, variates, horizon) are known from enough origins to say how far
+    forecasts miss."""
+    enough: npt.NDArray[np.bool_] = np.isfinite(errors).any(axis=2).sum(axis=0) >= MIN_KNOWN
+    return enough
 
 
 def _bands(head: int, horizon: int) -> list[int]:

@@ -20,6 +20,9 @@ MAX_ORIGINS = 160
 MIN_ORIGINS = 30
 """Fewer forecasts of the past say too little about the ends of their errors."""
 
+MIN_KNOWN = MIN_ORIGINS // 2
+"""Of how many of them an outcome has to be known, for a variate's errors to count."""
+
 MAX_NUMBERS = 1 << 25
 """Numbers that the forecasts of one series' past may have together: 256 MiB, and their errors as much again."""
 
@@ -83,12 +86,13 @@ class PastForecasts:
 
     def errors(self) -> Array:
         """Outcomes less forecasts, in units of the windows' deviations (origins, variates, horizon); NaN where one of
-        both is not known."""
+        both is not known, and after windows that never change: they have no deviation to count in."""
         padded = np.concatenate([self.series.values, np.full((len(self.series.values), self.horizon), np.nan)], axis=1)
         errors: Array = np.stack([padded[:, origin : origin + self.horizon] for origin in self.origins])
         with np.errstate(over="ignore", invalid="ignore"):
             errors -= self.forecasts
             errors /= self.scale
+        errors[self.constant] = np.nan
         return errors
 
 

@@ -98,6 +98,29 @@ async def test_filled_values_tell_nothing_of_how_far_forecasts_miss(client: http
     assert (nothing.status_code, nothing.json()["field"]) == (422, "fill")
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1e4])
+async def test_intervals_follow_the_unit_of_a_series_that_often_stands_still(
+    client: httpx.AsyncClient, unit: float
+) -> None:
+    rain = np.maximum(values(2400)[:1] - 5.5, 0) * ((np.arange(2400) + 60) % 150 < 40)
+
+    async def quantiles(target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        body = {"target": target.tolist(), "names": [NAMES[0]], "freq": "h"}
+        answer = (await client.post(f"{URL}/forecast", json=body, params={"level": "95", "horizon": "48"})).json()
+        assert answer["intervals"]["calibration"] == "validation and history"
+        return np.array([next(iter(answer["quantiles"][key].values())) for key in ("0.025", "0.975")])
+
+    np.testing.assert_allclose(await quantiles(rain * unit), await quantiles(rain) * unit, rtol=1e-3, atol=1e-4 * unit)
+
+
+async def test_quantiles_past_float_range_are_refused(client: httpx.AsyncClient) -> None:
+    noise = np.random.default_rng(1).standard_normal(1700)
+    target = np.concatenate([noise[:900] * 1e-3, noise[900:] * 1e200])
+    params = {"quantiles": "0.1,0.9", "horizon": "720"}
+    response = await client.post(f"{URL}/forecast", json={"target": target.tolist()}, params=params)
+    assert (response.status_code, response.json()["field"]) == (422, "quantiles")
+
+
 async def test_quantiles_in_csv_and_npy(client: httpx.AsyncClient) -> None:
     answer = (await ask(client, table(120), horizon=5, quantiles="0.1,0.9")).json()
     text = (await ask(client, table(120), horizon=5, quantiles="0.1,0.9", accept="text/csv")).text
@@ -229,6 +252,7 @@ async def test_a_backtest_rolls_past_the_head(client: httpx.AsyncClient) -> None
         (table(120), {}, 422, None),
         (table(1200), {"horizon": "5761"}, 422, "horizon"),
         (table(1200), {"horizon": "soon"}, 422, "horizon"),
+        (table(1200), {"horizon": ",".join(str(one) for one in range(1, 52))}, 422, "horizon"),
         (table(1200), {"windows": 0}, 400, "windows"),
         (table(300), {"horizon": "24", "season": 277}, 422, "season"),
         (table(1200), {"fill": "linear"}, 422, "fill"),

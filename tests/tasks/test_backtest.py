@@ -12,8 +12,9 @@ from scipy.stats import norm
 from app.errors import InferenceFailed, UnusableInput
 from app.manifest import Forecasting
 from app.readers.series import Series
-from app.tasks.backtest import backtest, origins_of, season_for, season_of
-from app.tasks.past import PastForecasts
+from app.tasks import intervals
+from app.tasks.backtest import Coverage, backtest, origins_of, season_for, season_of
+from app.tasks.past import PastForecasts, counting
 from tests.tasks.test_intervals import SPEC, rolled, zeros
 
 PLAIN = Forecasting(lookback=32, horizon=48)
@@ -105,6 +106,43 @@ def test_coverage_counts_outcomes_that_lie_inside() -> None:
         assert found["48"]["validation and history"]["0.8"] == pytest.approx(0.8, abs=0.04)
         assert list(found["100"]) == ["history"]  # the bundle says nothing of steps past the head
         assert found["100"]["history"]["0.8"] == pytest.approx(0.8, abs=0.04)
+
+
+def test_coverage_does_not_depend_on_the_unit_nor_on_the_parts_it_is_found_in() -> None:
+    """Of a series that often stands still; after such a window only the value that it stood at lies inside."""
+    values = np.random.default_rng(5).standard_normal((1, 2000)) * (np.arange(2000) % 200 < 100)
+
+    def measured(unit: float, part: int) -> dict[str, Any]:
+        series = Series(values * unit, ("a",))
+        past = rolled(PastForecasts(series, SPEC, np.arange(200, 1900, 4), 48), zeros)
+        coverage = Coverage(past, SPEC)
+        for start in range(0, len(past.origins), part):
+            coverage.measure(start, start + part)
+        for kind in coverage.by.values():
+            still = kind[0.8][past.constant]
+            told = np.isfinite(still)
+            outcomes = np.stack([series.values[:, at : at + 48] for at in past.origins])[past.constant]
+            np.testing.assert_array_equal(still[told], (outcomes == 0)[told])
+        found: dict[str, Any] = backtest(past, SPEC, [48], 24, coverage=coverage)["48"]["coverage"]
+        return found
+
+    whole = measured(1.0, 1 << 20)
+    assert set(whole) == {"validation", "validation and history"}
+    assert measured(1.0, 7) == whole
+    assert measured(2.0**-10, 50) == measured(2.0**13, 50) == whole
+
+
+def test_coverage_is_that_of_the_intervals_an_answer_would_have_had() -> None:
+    series = Series(np.random.default_rng(2).standard_normal((1, 3000)), ("other",))
+    past = rolled(PastForecasts(series, SPEC, np.arange(100, 2900), 48), zeros)
+    coverage = Coverage(past, SPEC)
+    coverage.measure(2500, 2501)
+    errors, back = past.errors(), past.origins[2500] - past.origins
+    near = np.flatnonzero((back > 0) & (back <= 48 + 96))
+    shapes = intervals.shapes(series, SPEC, 48, (0.1, 0.9))
+    low, high = shapes.offsets(counting(errors[near], past.origins[near], int(past.origins[2500]), 48))
+    expected = (errors[2500] >= low) & (errors[2500] <= high)
+    np.testing.assert_array_equal(coverage.by["validation and history"][0.8][2500], expected)
 
 
 def test_a_series_that_never_changes_has_no_mase() -> None:

@@ -119,6 +119,42 @@ def test_what_counts_of_the_past_is_what_a_horizon_of_as_many_passes_looks_at() 
             assert found[number, step] == (known and near)
 
 
+def test_factors_are_the_quantiles_of_what_is_known() -> None:
+    """Against a loop over variates and bands, with `np.quantile` on the known scores alone."""
+    rng = np.random.default_rng(7)
+    errors = rng.standard_normal((60, 3, 100)) * [[[0.5], [2.0], [3.0]]]
+    errors[rng.random(errors.shape) < 0.4] = np.nan
+    errors[10:, 2] = np.nan  # known from too few origins
+    series = Series(noise(3), ("a", "b", "c"))
+    found = intervals.shapes(series, SPEC, 100, (0.1, 0.9))
+    away = found.offsets(errors)
+    up, down = found.up[0.8], found.down[0.8]
+    for start, stop in ((0, 23), (23, 48), (48, 72), (72, 96), (96, 100)):
+        for variate in range(2):
+            scores = np.maximum(errors / up, -errors / down)[:, variate, start:stop]
+            known = scores[np.isfinite(scores)]
+            factor = np.quantile(known, min(1, 0.8 * (known.size + 1) / known.size))
+            np.testing.assert_allclose(away[1, variate, start:stop], factor * up[variate, start:stop], rtol=1e-12)
+            np.testing.assert_allclose(away[0, variate, start:stop], -factor * down[variate, start:stop], rtol=1e-12)
+    np.testing.assert_array_equal(away[:, 2], found.offsets(None)[:, 2])
+
+
+def test_windows_that_never_change_tell_nothing() -> None:
+    """They have no deviation to count errors in, so intervals would depend on the unit that a series is in."""
+    values = noise() * (np.arange(3000) % 100 < 40)
+    offsets = []
+    for unit in (1.0, 1e-3, 1e4):
+        series = Series(values * unit, ("a",))
+        origins = past_origins(series, SPEC, 48, 1000)
+        assert origins is not None
+        past = rolled(PastForecasts(series, SPEC, origins, 48), zeros)
+        assert 0.1 < past.constant.mean() < 0.9
+        errors = past.errors()
+        assert np.isnan(errors[past.constant]).all()
+        offsets.append(intervals.shapes(series, SPEC, 48, (0.1, 0.9)).offsets(errors))
+    np.testing.assert_allclose(offsets[1:], [offsets[0]] * 2, rtol=1e-9)
+
+
 def test_quantiles_never_cross() -> None:
     series = Series(noise(), ("a",))
     rough = np.random.default_rng(3).standard_normal((40, 1, 48)) ** 3
@@ -161,6 +197,7 @@ def test_known_series_have_the_names_and_the_step_of_the_bundle() -> None:
         Series(noise(), ("a",), frequency="h"), SPEC.model_copy(update={"frequency": "hourly"})
     )
     assert not intervals.is_known(Series(noise(), ("b",)), SPEC)
+    assert not intervals.is_known(Series(noise(), ("",)), SPEC)  # the bundle's name for all of its variates together
 
 
 def test_probabilities() -> None:
@@ -174,6 +211,8 @@ def test_probabilities() -> None:
         (["nan"], None),
         (None, ["100"]),
         (None, ["-1"]),
+        (["0.5"] * 101, None),
+        (None, ["80,95," * 50 + "80"]),
     ):
         with pytest.raises(UnusableInput):
             intervals.parse_probabilities(quantiles, levels)
