@@ -151,11 +151,36 @@ def _read_general(text: bytes, array_key: str, gaps: bool) -> tuple[dict[str, An
     nested = document.pop(array_key)
     if not isinstance(nested, list):
         raise InvalidRequest(f"{array_key!r} must be nested lists of numbers", field=array_key)
-    _check(nested, _first_shape(nested), array_key, array_key, gaps)
+    return document, to_array(nested, array_key, gaps=gaps)
+
+
+def to_array(nested: list[Any], field: str, *, gaps: bool = False) -> npt.NDArray[np.float64]:
+    """Nested lists of numbers, as orjson reads them, as an array.
+
+    Args:
+        gaps: None is a missing number, NaN in the array.
+
+    Raises:
+        InvalidRequest: the lists are ragged.
+        UnusableInput: an element is None (without `gaps`), text or a boolean, which the message names by its place; or
+            a number that float64 cannot hold.
+    """
+    if not _plain(nested, gaps):
+        _check(nested, _first_shape(nested), field, field, gaps)
     try:
-        return document, np.array(nested, np.float64)
+        return np.array(nested, np.float64)
     except (OverflowError, ValueError) as exc:
-        raise UnusableInput(f"{array_key!r} holds a number that float64 cannot", field=array_key) from exc
+        raise UnusableInput(f"{field!r} holds a number that float64 cannot", field=field) from exc
+
+
+def _plain(nested: list[Any], gaps: bool) -> bool:
+    """Whether these are numbers, or lists of as many numbers each, which needs no look at every one in Python."""
+    rows = nested if nested and isinstance(nested[0], list) else [nested]
+    allowed = {int, float, type(None)} if gaps else {int, float}
+    return (
+        all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows)
+        and set(map(type, chain.from_iterable(rows))) <= allowed
+    )
 
 
 def _first_shape(nested: Any) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ async def test_several_inputs_of_different_widths(client: httpx.AsyncClient) -> 
     assert len({output["id"] for output in answer["outputs"]}) == 3
     np.testing.assert_allclose(contents[0]["mean_forecast"], await plain(client, TWO), atol=1e-5)
     np.testing.assert_allclose(contents[1]["mean_forecast"], (await plain(client, ONE))[0], atol=1e-5)
-    assert contents[0]["start_timestamp"] is None
+    assert contents[0]["start_timestamp"] == ""  # KServe's own type takes no null
     assert contents[0]["quantiles"] is None
 
 
@@ -76,15 +76,23 @@ async def test_frequencies(client: httpx.AsyncClient, frequency: str) -> None:
         ({"model": "hot-etth1"}, 400, "inputs"),
         (body(), 400, "inputs"),
         (body(univariate(), horizon=0), 400, "options.horizon"),
-        (body(univariate(), horizon=99999), 422, "horizon"),
-        (body(univariate(), quantiles=[2.0]), 422, "quantiles"),
+        (body(univariate(), horizon="24"), 400, "options.horizon"),
+        (body(univariate(), horizon=True), 400, "options.horizon"),
+        (body(univariate(), horizon=99999), 422, "options.horizon"),
+        (body(univariate(), quantiles=[2.0]), 422, "options.quantiles"),
+        (body(univariate(), quantiles=["0.1"]), 400, "options.quantiles.0"),
+        (body(univariate(), quantiles=[0.5] * 101), 400, "options.quantiles"),
         (body(univariate(series=TWO)), 400, "inputs.0.series"),
-        (body(univariate(series=["a"])), 400, "inputs.0.series"),
+        (body(univariate(series=[])), 400, "inputs.0.series"),
+        (body(univariate(type="multivariate_time_series", series=[[], []])), 400, "inputs.0.series"),
+        (body(univariate(series=["5.0"] * 120)), 422, "inputs.0.series"),
+        (body(univariate(series=[True] * 120)), 422, "inputs.0.series"),
+        (body(univariate(type="multivariate_time_series", series=[ONE] * 1025)), 413, "inputs.0"),
         (body(univariate(series=[[1.0], [1.0, 2.0]])), 400, "inputs.0.series"),
         (body(univariate(series=ONE[:50])), 422, "inputs.0"),
         (body(univariate(), univariate(series=[None, *ONE[1:96]])), 422, "inputs.1"),
-        (body(univariate(frequency="fortnight")), 422, "inputs.0"),
-        (body(univariate(start_timestamp="soon")), 422, "inputs.0"),
+        (body(univariate(frequency="fortnight")), 422, "inputs.0.frequency"),
+        (body(univariate(start_timestamp="soon")), 422, "inputs.0.start_timestamp"),
     ],
 )
 async def test_refusals(client: httpx.AsyncClient, asked: dict[str, Any], status: int, field: str | None) -> None:
@@ -94,8 +102,39 @@ async def test_refusals(client: httpx.AsyncClient, asked: dict[str, Any], status
     assert response.json()["error"]
 
 
+async def test_an_element_that_is_no_number_is_named(client: httpx.AsyncClient) -> None:
+    answer = await client.post(URL, json=body(univariate(series=[*ONE, "7"])))
+    assert answer.json()["error"] == "inputs.0.series[120] is text, not a number"
+
+
+async def test_the_past_of_all_inputs_together_is_bounded(client: httpx.AsyncClient) -> None:
+    """Whatever their numbers of variates: 4,096 forecasts of the past for 138 inputs are fewer than 30 for each."""
+    long = (5 + np.sin(np.arange(830) / 4) + 0.1 * RNG.standard_normal(830)).tolist()
+    others = [univariate(series=long, name=str(number)) for number in range(137)]
+    wide = univariate(type="multivariate_time_series", series=[long, long[::-1]])
+    short = {**wide, "series": [long[-120:], long[::-1][-120:]]}
+
+    async def widths(*inputs: dict[str, Any]) -> np.ndarray:
+        outputs = (await client.post(URL, json=body(*inputs, quantiles=[0.1, 0.9], horizon=2))).json()["outputs"]
+        quantiles = outputs[0]["content"][0]["quantiles"]
+        return np.subtract(quantiles["0.9"], quantiles["0.1"])
+
+    plain = await widths(short)  # from the bundle's validation errors alone
+    np.testing.assert_allclose(await widths(wide, *others), plain, rtol=1e-4)
+    assert (np.abs(await widths(wide, *others[:2]) / plain - 1) > 0.05).all()
+
+
+async def test_answers_of_more_numbers_than_one_holds_are_refused(client: httpx.AsyncClient) -> None:
+    series = [ONE] * 300
+    asked = body(univariate(type="multivariate_time_series", series=series), horizon=1200)
+    asked["options"]["quantiles"] = [round(0.01 * number, 2) for number in range(1, 50)]
+    response = await client.post(URL, json=asked)
+    assert (response.status_code, response.json()["field"]) == (422, "options.quantiles")
+    assert "18000000 numbers" in response.json()["error"]
+
+
 async def test_what_is_no_json(client: httpx.AsyncClient) -> None:
-    for content in (b"", b"{", b"[1]", b'"x"'):
+    for content in (b"", b"{", b"[1]", b'"x"', b"[" * 200_000, b'{"a":[' + b"{}," * 200_000 + b"1]}"):
         assert (await client.post(URL, content=content)).status_code == 400
 
 

@@ -32,6 +32,9 @@ def test_rest_and_grpc_clients(server: Server, repository: Path, tmp_path: Path)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout.splitlines()[-1])
     assert seen.pop("grpc ready") == seen.pop("rest ready") == [True, True, True]
+    usage = {"prompt_tokens": 5 * 96, "completion_tokens": 5 * 8, "total_tokens": 5 * 104}
+    for answer, start in zip(seen.pop("time series"), ("2020-01-05T00:00:00", ""), strict=True):
+        assert answer == {"start": start, "shape": [5, 8], "quantiles": ["0.1", "0.9"], "usage": usage}
     assert set(seen) == {f"{protocol} raw={raw}" for protocol in ("grpc", "rest") for raw in (True, False)}
     for answer in seen.values():
         assert (answer["id"], answer["name"], answer["shape"]) == ("request 7", "forecast", [2, 5, 720])
