@@ -18,11 +18,12 @@ from app.api.uploads import Upload, read_uploads
 from app.engine.runtime import Model
 from app.errors import DeadlineExceeded, InvalidRequest, KronserveError, PayloadTooLarge
 from app.manifest import VolumeClassification
-from app.readers.bounded import GZIP_MAGIC, MAX_EXPANSION, ZIP_MAGIC
+from app.readers.bounded import GZIP_MAGIC, MAX_EXPANSION, ZIP_MAGIC, Buffer
 from app.readers.libraries import offload_with
-from app.readers.volumes import NamedFile, grouped, read_group, read_json_volume
+from app.readers.volumes import Kind, NamedFile, grouped, kind_of, read_group, read_json_volume
 from app.service import Service
 from app.tasks import attention, classification
+from app.tasks.preprocessing import made_bytes
 from app.timeline import note_decoding, note_model
 
 JSON = "application/json"
@@ -119,6 +120,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 MAX_VOLUMES = 64
 """Volumes of one request."""
 
+_MAY_BE_COMPRESSED: frozenset[Kind] = frozenset(("archive", "gzip", "dicom", "nrrd", "metaimage"))
+
 Time = Annotated[int | None, Query(ge=0, description="Which volume of a file with four axes, from 0.")]
 Explain = Annotated[
     Literal["attention"] | None, Query(description="Also answer what the model attended to; needs a bundle that can.")
@@ -175,6 +178,8 @@ async def _prepare_all(
         groups = grouped([NamedFile(upload.data, upload.filename) for upload in uploads])
     if len(groups) > MAX_VOLUMES:
         raise InvalidRequest(f"the form has {len(groups)} volumes; at most {MAX_VOLUMES} are classified together")
+    # Of all of them together: small volumes one after the other would hold up the event loop as long as a large one.
+    work = sum(_work_size(group, spec) for group in groups)
     prepared = []
     for index, group in enumerate(groups):
         if clock() > until:
@@ -182,7 +187,7 @@ async def _prepare_all(
                 f"{index} of {len(groups)} volumes were read within {service.settings.request_timeout:g} s"
             )
         try:
-            volume, size = await _prepare(service, group, spec, model, left, time)
+            volume, size = await _prepare(service, group, spec, model, left, time, work)
         except KronserveError as error:
             if len(groups) > 1:
                 error.field = error.field or f"file[{index}]"
@@ -194,6 +199,20 @@ async def _prepare_all(
     return prepared
 
 
+def _work_size(files: list[NamedFile] | Upload, spec: VolumeClassification) -> int:
+    """What reading and preprocessing one volume costs, in bytes as `offload` counts them.
+
+    Its files' length, where the time follows that: what is compressed expands up to a thousandfold, and the steps may
+    make a large grid of a small volume.
+    """
+    lengths = (len(part) * (MAX_EXPANSION if kind_of(part) in _MAY_BE_COMPRESSED else 1) for part in _parts(files))
+    return max(sum(lengths), made_bytes(spec))
+
+
+def _parts(files: list[NamedFile] | Upload) -> list[Buffer]:
+    return [files.data] if isinstance(files, Upload) else [file.data for file in files]
+
+
 async def _prepare(
     service: Service,
     files: list[NamedFile] | Upload,
@@ -201,22 +220,20 @@ async def _prepare(
     model: Model,
     limit: int,
     time: int | None,
+    work: int,
 ) -> tuple[classification.Prepared, int]:
-    """One volume, and the bytes that its voxels took."""
+    """One volume, and the bytes that its voxels took; `work` is that of the whole request, as `offload` counts it."""
 
     def decode() -> tuple[classification.Prepared, int]:
         volume = read_json_volume(files.data, limit) if isinstance(files, Upload) else read_group(files, limit, time)
         return classification.prepare(volume, spec, input_name=model.inputs[0].name), volume.data.nbytes
 
-    parts = [files.data] if isinstance(files, Upload) else [file.data for file in files]
-    size = sum(map(len, parts))
-    # A compressed body says nothing of the work behind it: a thousandth of it may be all that was sent.
-    largest = min(limit, MAX_EXPANSION * size)
+    parts = _parts(files)
     with service.body_budget.lease() as lease:
         if any(bytes(part[:4]).startswith((GZIP_MAGIC, ZIP_MAGIC)) for part in parts):
-            await lease.take(largest)
-            size = largest
-        return await offload_with("nibabel", size, decode)
+            # A compressed body says nothing of what it holds: a thousandth of it may be all that was sent.
+            await lease.take(min(limit, MAX_EXPANSION * sum(map(len, parts))))
+        return await offload_with("nibabel", work, decode)
 
 
 router = task_router(

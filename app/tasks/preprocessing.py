@@ -6,6 +6,7 @@ resampling, and later steps go by the new ones.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,6 +68,17 @@ def preprocess(volume: Volume, spec: VolumeClassification) -> tuple[npt.NDArray[
     if not np.isfinite(tensor).all():
         raise UnusableInput("the volume holds values past the range of float32")
     return tensor[np.newaxis], applied
+
+
+def made_bytes(spec: VolumeClassification) -> int:
+    """Bytes, as float32, of the largest grid that the manifest's steps may make of a volume, however small it is."""
+    voxels = [0]
+    for step in spec.preprocessing:
+        if isinstance(step, Resample):
+            voxels.append(FREE_VOXELS)
+        elif isinstance(step, Pad | Resize):
+            voxels.append(math.prod(step.shape))
+    return max(voxels) * np.dtype(np.float32).itemsize
 
 
 def _apply(step: Step, state: _State) -> tuple[_State, Entry]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from app.errors import UnusableInput
 from app.manifest import Manifest
 from app.settings import Settings
 from app.tasks.attention import attention_outputs
+from app.tasks.classification import prepare
 from models.config import ClassifierConfig
 from tests.conftest import speaking_to
 from tests.explained import EXPLAINED, reference, write_explained
+from tests.manifests import rewrite_manifest
 from tests.readers import dicom_files as made
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -253,6 +257,65 @@ async def test_volumes_of_one_form_do_not_keep_each_other_out(service_settings: 
         response = await client.post(URL, files=[("file", ("a", npy(mask()))) for _ in range(8)])
     assert response.status_code == 200, response.text
     assert len(response.json()["predictions"]) == 8
+
+
+@pytest.fixture
+def loop_work(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each volume that is preprocessed, whether it is so in the event loop."""
+    found: list[bool] = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        found.append(threading.current_thread() is threading.main_thread())
+        return prepare(*args, **options)
+
+    monkeypatch.setattr("app.api.classify.classification.prepare", noted)
+    return found
+
+
+async def test_what_takes_longer_than_its_bytes_tell_is_not_done_in_the_loop(
+    client: httpx.AsyncClient, loop_work: list[bool]
+) -> None:
+    """Many small files, and voxels compressed within a file: together they may still hold up the others."""
+    small = mask(size=16)
+    assert (await client.post(URL, content=npy(small))).status_code == 200  # nibabel is there
+    loop_work.clear()
+    header = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 64 64 64\nencoding: gzip\n\n"
+    for data in (npy(small), nifti(small), header + gzip.compress(mask().tobytes())):
+        assert (await client.post(URL, content=data)).status_code == 200
+    assert loop_work == [True, True, False]
+    loop_work.clear()
+    files = [("file", (str(number), npy(small))) for number in range(64)]
+    assert (await client.post(URL, files=files)).status_code == 200
+    assert loop_work == [False] * 64
+
+
+@pytest.mark.parametrize(
+    ("step", "inline"),
+    [
+        ({"op": "resample", "spacing": [1, 1, 1], "method": "nearest"}, False),
+        ({"op": "pad", "shape": [64, 64, 64]}, False),
+        ({"op": "crop", "shape": [64, 64, 64]}, True),
+    ],
+)
+async def test_a_small_file_whose_steps_make_a_large_volume_is_not_prepared_in_the_loop(
+    tmp_path: Path,
+    repository: Path,
+    service_settings: Settings,
+    loop_work: list[bool],
+    step: dict[str, Any],
+    inline: bool,
+) -> None:
+    """By what its header says of its voxels, a few thousand bytes may be resampled to millions."""
+    bundle = tmp_path / "repository" / "hot-adrenal" / "1"
+    shutil.copytree(repository / "hot-adrenal" / "1", bundle)
+    task = orjson.loads((bundle / "manifest.json").read_bytes())["task"]
+    task["preprocessing"].insert(-1, step)
+    rewrite_manifest(bundle, task=task)
+    body = nifti(mask(size=8), np.diag([4.0, 4, 4, 1]))
+    async with speaking_to(service_settings.model_copy(update={"repository": tmp_path / "repository"})) as client:
+        for _ in range(2):  # the first may be the one that imports nibabel
+            await classify(client, body)
+    assert loop_work[1] is inline
 
 
 async def test_more_parts_than_a_request_may_have_are_400(client: httpx.AsyncClient) -> None:
