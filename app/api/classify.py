@@ -122,7 +122,7 @@ MAX_VOLUMES = 64
 
 _MAY_BE_COMPRESSED: frozenset[Kind] = frozenset(("archive", "gzip", "dicom", "nrrd", "metaimage"))
 
-Time = Annotated[int | None, Query(ge=0, description="Which volume of a file with four axes, from 0.")]
+Time = Annotated[int | None, Query(ge=0, description="Which volume of a file, or of JSON, with four axes, from 0.")]
 Explain = Annotated[
     Literal["attention"] | None, Query(description="Also answer what the model attended to; needs a bundle that can.")
 ]
@@ -225,7 +225,10 @@ async def _prepare(
     """One volume, and the bytes that its voxels took; `work` is that of the whole request, as `offload` counts it."""
 
     def decode() -> tuple[classification.Prepared, int]:
-        volume = read_json_volume(files.data, limit) if isinstance(files, Upload) else read_group(files, limit, time)
+        if isinstance(files, Upload):
+            volume = read_json_volume(files.data, limit, time)
+        else:
+            volume = read_group(files, limit, time)
         return classification.prepare(volume, spec, input_name=model.inputs[0].name), volume.data.nbytes
 
     parts = _parts(files)

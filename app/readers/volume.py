@@ -61,10 +61,10 @@ def at_time(array: npt.NDArray[Any], time: int | None) -> npt.NDArray[Any]:
                 field="t",
             )
         if not 0 <= time < array.shape[3]:
-            raise UnusableInput(f"t is {time}; the file has times 0 to {array.shape[3] - 1}", field="t")
+            raise UnusableInput(f"t is {time}; the volume has times 0 to {array.shape[3] - 1}", field="t")
         return array[..., time]
     if time not in (None, 0):
-        raise UnusableInput(f"t is {time}; the file has time 0 only", field="t")
+        raise UnusableInput(f"t is {time}; the volume has time 0 only", field="t")
     return array
 
 

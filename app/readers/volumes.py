@@ -139,12 +139,12 @@ def read_volume(data: Buffer, limit: int, time: int | None = None) -> Volume:
     return _read_plain(data, limit, time)
 
 
-def read_json_volume(data: Buffer, limit: int) -> Volume:
-    """Read {"volume": [[[..], ..], ..]}; raises as `read_volume` does."""
+def read_json_volume(data: Buffer, limit: int, time: int | None = None) -> Volume:
+    """Read {"volume": [[[..], ..], ..]}, of four axes at `time`; raises as `read_volume` does."""
     members, array = read_document(data, "volume", limit)
     if members:
         raise InvalidRequest(f"unknown member {next(iter(members))[:40]!r}", field=next(iter(members))[:40])
-    return Volume(three_dimensional(array), "json")
+    return Volume(three_dimensional(at_time(array, time)), "json")
 
 
 def _read_plain(data: Buffer, limit: int, time: int | None) -> Volume:

@@ -163,8 +163,15 @@ async def test_one_time_of_a_file_with_four_axes(client: httpx.AsyncClient) -> N
     refused = await client.post(URL, content=nifti(series))
     assert (refused.status_code, refused.json()["field"]) == (422, "t")
     (truth,) = (await classify(client, nifti(mask(2))))["predictions"]
-    response = await client.post(URL, content=nifti(series), params={"t": 1})
-    assert response.json()["predictions"][0]["probabilities"] == pytest.approx(truth["probabilities"], abs=1e-6)
+    headers = {"content-type": "application/json"}
+    document = orjson.dumps({"volume": series.tolist()})
+    for body, media_type in ((nifti(series), {}), (document, headers)):
+        response = await client.post(URL, content=body, params={"t": 1}, headers=media_type)
+        assert response.json()["predictions"][0]["probabilities"] == pytest.approx(truth["probabilities"], abs=1e-6)
+    for body, media_type in ((npy(mask(1)), {}), (orjson.dumps({"volume": mask(1).tolist()}), headers)):
+        refused = await client.post(URL, content=body, params={"t": 5}, headers=media_type)
+        assert (refused.status_code, refused.json()["field"]) == (422, "t")
+        assert refused.json()["error"] == "t is 5; the volume has time 0 only"
 
 
 async def test_attention_explains_on_request(tmp_path: Path, service_settings: Settings) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,6 +118,20 @@ def test_json() -> None:
         read_json_volume(b'{"volume": [[[1]]], "spacing": [1, 1, 1]}', LIMIT)
     with pytest.raises(UnusableInput, match="three axes"):
         read_json_volume(b'{"volume": [[1]]}', LIMIT)
+
+
+def test_one_time_of_json_as_of_npy() -> None:
+    series = np.random.default_rng(4).random((3, 4, 5, 2))
+    document = orjson.dumps({"volume": series.tolist()})
+    np.testing.assert_array_equal(read_json_volume(document, LIMIT, 1).data, series[..., 1])
+    single = orjson.dumps({"volume": series[..., 0].tolist()})
+    np.testing.assert_array_equal(read_json_volume(single, LIMIT, 0).data, series[..., 0])
+    for array, body, time in ((series, document, None), (series, document, 2), (series[..., 0], single, 5)):
+        with pytest.raises(UnusableInput) as expected:
+            read_volume(npy(array), LIMIT, time)
+        with pytest.raises(UnusableInput) as found:
+            read_json_volume(body, LIMIT, time)
+        assert (found.value.message, found.value.field) == (expected.value.message, "t")
 
 
 def test_trailing_axes_of_one_are_dropped() -> None:
