@@ -147,7 +147,10 @@ def _document(body: bytes | bytearray) -> dict[str, Any]:
 
 
 def _parameters(document: dict[str, Any]) -> dict[str, Any]:
-    parameters = document.get("parameters") or {}
+    """The request's parameters; none are {}, absent or null."""
+    parameters = document.get("parameters")
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise InvalidRequest("parameters must be a JSON object", field="parameters")
     return parameters
