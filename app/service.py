@@ -73,6 +73,7 @@ class Service:
         self._leaving: asyncio.Task[None] | None = None
         # One thread: loads and unloads take turns, and none of them holds up the threads that decode requests.
         self._librarian = ThreadPoolExecutor(1, "repository")
+        self._changes: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Start the executors and begin to load; returns at once, `wait_loaded` waits."""
@@ -110,7 +111,17 @@ class Service:
     async def _change(self, change: Callable[[], None]) -> None:
         if self.draining:
             raise Unavailable("the server is shutting down")
-        await asyncio.get_running_loop().run_in_executor(self._librarian, change)
+        changing = asyncio.wrap_future(self._librarian.submit(change))
+        self._changes.add(changing)
+        try:
+            # Not awaited itself: `_leave` cancels it, and that must not look as if this task had been cancelled.
+            await asyncio.wait((changing,))
+        finally:
+            self._changes.discard(changing)
+            changing.cancel()  # what nobody waits for any more and has not begun never does
+        if changing.cancelled():
+            raise Unavailable("the server is shutting down")
+        changing.result()
 
     async def wait_loaded(self) -> None:
         """Return when every version has been loaded or given up."""
@@ -147,6 +158,8 @@ class Service:
         for task in (self._loading, self._watching):
             if task is not None:
                 task.cancel()
+        for changing in self._changes:
+            changing.cancel()
         self._librarian.shutdown(wait=False, cancel_futures=True)
         await self.scheduler.close(grace)
         logger.info("left: %s", self.scheduler.counters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -10,14 +11,20 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from tritonclient.grpc import service_pb2 as pb
 
+from app.integrity import GRAPH, MANIFEST, SIGNATURE
 from tests.service.conftest import write_add_model
 from tests.service.process import Server, patiently, serving
+from tests.test_integrity import write_public
 from tests.tiny_models import write_offset_model
 
 
@@ -89,6 +96,67 @@ async def test_end_of_the_grace_or_a_second_signal_answers_503(
         counters = dict(re.findall(r"(\w+)=(\d+)", server.log.read_text().split("left: ")[1]))
         assert counters["submitted"] == counters["aborted"] != "0"  # a second signal may come before all are submitted
         assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize(("grace", "signals"), [("0.2", 1), ("600", 2)])
+async def test_loads_that_the_end_of_the_grace_finds_are_answered_503(tmp_path: Path, grace: str, signals: int):
+    """The one under way, held up by the key file that it reads, and those behind it."""
+    models, trusted = tmp_path / "models", write_public(tmp_path / "trusted.pem", ed25519.Ed25519PrivateKey.generate())
+    models.mkdir()
+    options = ("--trusted-keys", str(trusted), "--shutdown-grace", grace)
+    with serving(models, tmp_path / "log", *options) as server:
+        trusted.unlink()
+        os.mkfifo(trusted)
+        bundle = models / "m" / "1"
+        bundle.mkdir(parents=True)
+        for name in (GRAPH, MANIFEST, SIGNATURE):
+            (bundle / name).touch()
+        async with (
+            httpx.AsyncClient(base_url=server.url, timeout=120) as client,
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+        ):
+            url = "/v2/repository/models/m"
+            sending = [asyncio.create_task(client.post(f"{url}/load"))]
+            pipe = await asyncio.to_thread(opened_for_writing, trusted)
+            sending += [asyncio.create_task(client.post(f"{url}/{change}")) for change in ("load", "unload")]
+            message = pb.RepositoryModelLoadRequest(model_name="m").SerializeToString()
+            # A second signal ends gRPC at once, whatever is under way.
+            methods = ("RepositoryModelLoad", "RepositoryModelUnload") if signals == 1 else ()
+            calls = [
+                asyncio.ensure_future(channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(message))
+                for method in methods
+            ]
+            # What is sent after them is answered; if one of them only comes after the signal, it is told the same.
+            await client.get("/v2/health/live")
+            if calls:
+                await channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"")
+            for number in range(signals):
+                server.process.send_signal(signal.SIGTERM)
+                said = "stopping at once" if number else "not ready from now on"
+                await asyncio.to_thread(patiently, lambda said=said: said in server.log.read_text())
+            answers = await asyncio.gather(*sending)
+            refusals = await asyncio.gather(*calls, return_exceptions=True)
+        os.close(pipe)
+        assert await asyncio.to_thread(server.process.wait, 60.0) == 0
+        for answer in answers:
+            assert (answer.status_code, answer.json()) == (503, {"error": "the server is shutting down"})
+        for refusal in refusals:
+            assert isinstance(refusal, grpc.aio.AioRpcError)
+            assert refusal.code() == grpc.StatusCode.UNAVAILABLE
+            assert refusal.details() == "the server is shutting down"
+        assert "Traceback" not in server.log.read_text()
+
+
+def opened_for_writing(pipe: Path) -> int:
+    """The named pipe, when somebody reads it, who then waits until it is closed."""
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            time.sleep(0.02)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
