@@ -97,6 +97,8 @@ class Service:
                 await self._change(self.repository.look)
             except LoadFailed:  # which the repository has logged
                 continue
+            except Unavailable:  # the server is leaving
+                return
             except Exception as error:
                 logger.error("a look at the model repository failed: %s: %s", type(error).__name__, error)
 

@@ -148,6 +148,15 @@ async def test_loads_that_the_end_of_the_grace_finds_are_answered_503(tmp_path: 
         assert "Traceback" not in server.log.read_text()
 
 
+def test_the_watch_ends_with_the_signal(tmp_path: Path):
+    """A look is no failure for being refused while the server leaves."""
+    write_offset_model(tmp_path / "models" / "m" / "1", 1)
+    options = ("--watch", "0.02", "--shutdown-delay", "0.5")
+    with serving(tmp_path / "models", tmp_path / "log", *options) as server:
+        assert server.stop() == 0
+        assert "ERROR" not in server.log.read_text()
+
+
 def opened_for_writing(pipe: Path) -> int:
     """The named pipe, when somebody reads it, who then waits until it is closed."""
     while True:
