@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import UnusableInput
-from app.readers.dates import NotADate, parse_dates
+from app.readers.dates import parse_date
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,10 +135,7 @@ def stamps_from(start: str, offset_name: str, count: int) -> tuple[pd.DatetimeIn
     Raises:
         UnusableInput: `start` is no timestamp, is off the step, or the last would be past year 9999.
     """
-    try:
-        stamps = parse_dates([start])
-    except NotADate:
-        raise UnusableInput(f"start {start[:40]!r} is not an ISO 8601 timestamp", field="start") from None
+    stamps = parse_date(start, "start")
     offset = parse_frequency(offset_name, stamps[0])
     if not offset.is_on_offset(stamps[0]):
         raise UnusableInput(f"start {stamps[0]} is not on {offset.freqstr!r}", field="start")

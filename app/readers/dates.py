@@ -23,6 +23,9 @@ DateOrder = Literal["dmy", "mdy"]
 SLICE = 1 << 16
 """Texts that become Python strings at a time."""
 
+LONGEST = 64
+"""Characters of a timestamp beside the data or of a header's name that may be one: some fifty forms are tried."""
+
 _DAY_AND_MONTH = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{4}(?!\d)")
 _OFFSET_AT_END = re.compile(r"[T ]\d{1,2}.*(?:[zZ]|[+-]\d{2}(?::?\d{2})?)$")
 _TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M", "T%H:%M:%S", " %H:%M:%S%z")
@@ -55,8 +58,26 @@ def parse_dates(
     return in_zone(_parse(texts, order), zone)
 
 
+def parse_date(text: str, field: str, order: DateOrder | None = None, zone: str | None = None) -> pd.DatetimeIndex:
+    """The one timestamp that a request gives as its part `field`, beside the data.
+
+    Raises:
+        UnusableInput: it is none, or what `parse_dates` says.
+    """
+    if len(text) > LONGEST:
+        raise UnusableInput(
+            f"{field} {text[:40]!r}.. has {len(text)} characters; a timestamp has at most {LONGEST}", field=field
+        )
+    try:
+        return parse_dates([text], order, zone)
+    except NotADate:
+        raise UnusableInput(f"{field} {text[:40]!r} is not an ISO 8601 timestamp", field=field) from None
+
+
 def is_date(text: str) -> bool:
     """Whether a text alone reads as a timestamp of any known form."""
+    if len(text) > LONGEST:
+        return False
     try:
         _parse([text], None)
     except NotADate:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import PayloadTooLarge, UnusableInput
-from app.readers.dates import DateOrder, NotADate, check_zone, in_zone, parse_dates
+from app.readers.dates import DateOrder, NotADate, check_zone, in_zone, parse_date, parse_dates
 from app.readers.decimal_mark import DecimalMark
 from app.readers.series import MAX_STEPS, MAX_VARIATES, Series, check_names
 
@@ -254,10 +254,7 @@ def _until(series: Series, selection: Selection) -> Series:
         return series
     if series.timestamps is None:
         raise UnusableInput("until needs timestamps, and this has none", field="until")
-    try:
-        last = parse_dates([selection.until], selection.dates, selection.zone)[0]
-    except NotADate:
-        raise UnusableInput(f"until {selection.until[:40]!r} is not an ISO 8601 timestamp", field="until") from None
+    last = parse_date(selection.until, "until", selection.dates, selection.zone)[0]
     if (last.tz is None) is not (series.timestamps.tz is None):
         raise UnusableInput("until needs an offset from UTC exactly when the timestamps have one", field="until")
     keep = np.flatnonzero(np.asarray(series.timestamps <= last))

@@ -318,6 +318,25 @@ async def test_refusals(
     assert (await ask(client, table(values()))).status_code == 200
 
 
+@pytest.mark.parametrize("task", ["forecast", "evaluate"])
+async def test_long_texts_as_timestamps_or_steps_are_refused_unread(client: httpx.AsyncClient, task: str) -> None:
+    """Even if what they begin with is a timestamp, and blanks are all that follows."""
+    url, document = URL.replace("forecast", task), {"target": values(1).tolist(), "freq": "h"}
+    for start in ("2020-01-01" + " " * 60, "1" + " " * 200_000 + "x", " " * 240_000):
+        response = await ask(client, orjson.dumps({**document, "start": start}), "application/json", url=url)
+        assert (response.status_code, response.json()["field"]) == (422, "start")
+        assert "at most 64" in response.json()["error"]
+        assert len(response.text) < 200
+    for until in ("2018-02-25" + " " * 60, "1" + " " * 15_000 + "x"):
+        response = await ask(client, table(values()), url=url, params={"until": until})
+        assert (response.status_code, response.json()["field"]) == (422, "until")
+        assert "at most 64" in response.json()["error"]
+        assert len(response.text) < 200
+    response = await ask(client, orjson.dumps({**document, "freq": "h" + " " * 240_000}), "application/json", url=url)
+    assert (response.status_code, response.json()["field"]) == (422, "freq")
+    assert len(response.text) < 200
+
+
 async def test_a_horizon_that_is_no_number(client: httpx.AsyncClient) -> None:
     response = await ask(client, table(values()), params={"horizon": "week"})
     assert 400 <= response.status_code < 500

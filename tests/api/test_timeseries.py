@@ -133,6 +133,18 @@ async def test_answers_of_more_numbers_than_one_holds_are_refused(client: httpx.
     assert "18000000 numbers" in response.json()["error"]
 
 
+@pytest.mark.parametrize("start", ["2020-01-01" + " " * 60, "1" + " " * 185_000 + "x"])
+async def test_a_long_text_as_a_timestamp_is_refused_unread(client: httpx.AsyncClient, start: str) -> None:
+    response = await client.post(URL, json=body(univariate(), univariate(start_timestamp=start)))
+    assert (response.status_code, response.json()["field"]) == (422, "inputs.1.start_timestamp")
+    assert "start" in response.json()["error"]
+    assert "at most 64" in response.json()["error"]
+    assert len(response.text) < 200
+    response = await client.post(URL, json=body(univariate(frequency="h" + " " * 185_000)))
+    assert (response.status_code, response.json()["field"]) == (422, "inputs.0.frequency")
+    assert len(response.text) < 200
+
+
 async def test_what_is_no_json(client: httpx.AsyncClient) -> None:
     for content in (b"", b"{", b"[1]", b'"x"', b"[" * 200_000, b'{"a":[' + b"{}," * 200_000 + b"1]}"):
         assert (await client.post(URL, content=content)).status_code == 400

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from app.errors import UnusableInput
-from app.readers.dates import SLICE, NotADate, is_date, parse_dates
+from app.readers.dates import LONGEST, SLICE, NotADate, is_date, parse_date, parse_dates
 
 
 @pytest.mark.parametrize(
@@ -114,3 +114,29 @@ def test_words_are_no_dates(text: str) -> None:
         with pytest.raises(NotADate) as caught:
             parse_dates(texts)
         assert caught.value.row == len(texts) - 1
+
+
+def test_a_timestamp_of_a_request_is_one_that_its_refusal_names() -> None:
+    assert parse_date("2020-01-31 ".ljust(LONGEST), "until") == [pd.Timestamp("2020-01-31")]
+    assert parse_date("01/02/2020", "until", "dmy", "Europe/Berlin") == [pd.Timestamp("2020-02-01", tz="Europe/Berlin")]
+    with pytest.raises(UnusableInput, match="until 'soon' is not an ISO 8601 timestamp") as caught:
+        parse_date("soon", "until")
+    assert caught.value.field == "until"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2020-01-31".ljust(LONGEST + 1),
+        "2020-01-31" + " " * 240_000,
+        "1" + " " * 185_000 + "x",
+        " " * 240_000,
+        "1" * 60_000,
+    ],
+)
+def test_a_long_text_is_no_date_and_is_not_looked_into(text: str) -> None:
+    with pytest.raises(UnusableInput, match=f"at most {LONGEST}$") as caught:
+        parse_date(text, "start")
+    assert caught.value.field == "start"
+    assert len(caught.value.message) < 150
+    assert not is_date(text)
