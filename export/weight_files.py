@@ -14,6 +14,7 @@ from torch import Tensor
 
 from export.author_names import is_authors, renamed
 from export.checkpoint import ExportError
+from export.weights import check_dtype, layout
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -32,7 +33,7 @@ def read_weights(path: Path, wanted: Set[str] | None = None, *, authors: bool = 
     A PyTorch file is read with weights_only=True. It may hold the state dict itself or under one of the usual keys.
     Prefixes that wrappers of a module leave (`_WRAPPERS`, one in another too) go if every name has them, with the count
     of an AveragedModel, and the HOT authors' names are translated (`export.author_names`). A safetensors file under its
-    own names is taken as it is. ExportError: not such a file.
+    own names is taken as it is. ExportError: not such a file, or a tensor of a datatype that no bundle holds.
 
     wanted: the module's own names, where they are known: nothing is renamed unless more of them fit then. None: those
     of a network of ours, which has no such prefixes.
@@ -46,6 +47,9 @@ def read_weights(path: Path, wanted: Set[str] | None = None, *, authors: bool = 
         raise ExportError(f"--weights {path}: {error.strerror}") from error
     stored = _read_safetensors(content, path) if path.suffix == ".safetensors" else _read_torch(path)
     names = _renaming(stored.keys(), wanted, authors=authors)
+    for name in names:
+        # Before anything is traced, and because safetensors does not hold all that PyTorch does.
+        check_dtype(path, name, str(stored[name].dtype))
     if path.suffix == ".safetensors" and all(old == new for old, new in names.items()) and len(names) == len(stored):
         return content
     translated: bytes = save({new: stored[old].detach().clone().contiguous() for old, new in names.items()})
@@ -76,6 +80,9 @@ def _unwrapped(names: dict[str, str]) -> dict[str, str]:
 def _read_safetensors(content: bytes, path: Path) -> Mapping[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load(content)
+    except KeyError:  # four bits, say, for which PyTorch has no datatype
+        layout(path)  # says which tensor
+        raise
     except (SafetensorError, ValueError) as error:
         raise ExportError(f"{path} is not a readable safetensors file: {error}") from error
     return tensors

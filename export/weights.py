@@ -28,6 +28,10 @@ _DTYPES = {
     "U8": ir.DataType.UINT8,
     "BOOL": ir.DataType.BOOL,
 }
+_TORCH_DTYPES = frozenset(str(dtype.numpy()) for dtype in _DTYPES.values())
+"""The same as PyTorch calls them."""
+EXPORTED = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
+"""Those that a network may have: it is exported in float32, and only a bundle of fewer bits holds half precision."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,17 @@ class Stored:
     length: int
 
 
+def check_dtype(path: Path, name: str, dtype: str) -> None:
+    """ExportError for a tensor of a datatype, as safetensors or PyTorch calls it, that no bundle holds."""
+    if dtype not in _DTYPES and dtype.removeprefix("torch.") not in _TORCH_DTYPES:
+        raise ExportError(f"{path}: the tensor {name} is {dtype}; what can be exported is {', '.join(EXPORTED)}")
+
+
 def layout(path: Path) -> dict[str, Stored]:
-    """Where each tensor of a safetensors file lies. ExportError: the file is not one, or is cut short."""
+    """Where each tensor of a safetensors file lies.
+
+    ExportError: the file is not one, is cut short, or has a tensor of a datatype that no bundle holds.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -49,7 +62,10 @@ def layout(path: Path) -> dict[str, Stored]:
             raise ExportError(f"{path} is not a safetensors file: its header is longer than the file")
         try:
             header = json.loads(file.read(length))
-            return {name: _stored(entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"}
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            for name, entry in entries.items():
+                check_dtype(path, name, entry["dtype"])
+            return {name: _stored(entry, 8 + length, size) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ExportError(f"{path} is not a safetensors file: {error}") from error
 

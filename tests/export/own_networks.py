@@ -60,6 +60,31 @@ class Counting(nn.Module):
         return result
 
 
+class Turning(nn.Module):
+    """(b, n, 12) -> (b, n, 5): phases among its buffers, which are complex."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.read = nn.Linear(12, 5)
+        self.register_buffer("phases", torch.ones(7, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.read(torch.fft.irfft(torch.fft.rfft(x) * self.phases, n=12).to(x.dtype))
+        return result
+
+
+class Weighing(nn.Module):
+    """(b, n, 12) -> (b, n, 5): a buffer of any real datatype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.arange(5).to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x[..., :5] + self.weights.to(x.dtype)
+        return result
+
+
 class Deciding(nn.Module):
     """(b, n, 12) -> (b, n, 5): what it computes depends on what it sees."""
 
@@ -181,6 +206,18 @@ def with_the_authors_names() -> nn.Module:
     """Parts that the HOT authors' code has too, in a network that is not theirs."""
     block = nn.Sequential(OrderedDict(norm1=nn.LayerNorm(12), query_proj=nn.Linear(12, 5)))
     return nn.Sequential(OrderedDict(blocks=nn.Sequential(block)))
+
+
+def turning() -> nn.Module:
+    return Turning(torch.complex64)
+
+
+def turning_finely() -> nn.Module:
+    return Turning(torch.complex128)
+
+
+def weighing() -> nn.Module:
+    return Weighing(torch.float32)
 
 
 def decides_by_its_values() -> nn.Module:

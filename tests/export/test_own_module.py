@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from export.cli import export
 from export.own_module import read_own_module
 from export.verification import verify_bundle
 from export.weight_files import read_weights
+from export.weights import EXPORTED, layout
 from models.config import ForecasterConfig, build, to_dict
 from tests.export import own_networks
 
@@ -257,6 +259,45 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
 class _Spy:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return exec, ("raise SystemExit('run')",)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("turning", "complex64"), ("turning_finely", "complex128")])
+def test_a_tensor_of_a_datatype_that_is_not_exported_is_named(
+    name: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = _torch(getattr(own_networks, name)().state_dict(), tmp_path / "w.pt")
+    options = ["--module", f"{PLACE}:{name}", "--weights", str(weights), "--input-shape", "N,12"]
+    assert export([*options, "--name", "own", "--version", "1", "--repository", str(tmp_path / "r")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        f"{weights}: the tensor phases is torch.{dtype}; what can be exported is {', '.join(EXPORTED)}"
+    )
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("dtype", ["C64", "U16", "F4"])
+def test_a_safetensors_file_of_such_a_tensor_is_refused_as_well(dtype: str, tmp_path: Path) -> None:
+    path, size = tmp_path / "w.safetensors", {"C64": 16, "U16": 4, "F4": 1}[dtype]
+    header = json.dumps({"phases": {"dtype": dtype, "shape": [2], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    for read in (read_weights, layout):
+        with pytest.raises(ExportError, match=r"the tensor phases is [\w.]+; what can be exported is float32, "):
+            read(path)
+
+
+@pytest.mark.parametrize("dtype", EXPORTED)
+def test_every_datatype_that_is_said_to_be_exported_is(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = own_networks.Weighing(getattr(torch, dtype))
+    monkeypatch.setattr(own_networks, "weighing", lambda: module)
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(read_weights(_torch(module.state_dict(), tmp_path / "w.pt")))
+    assert str(layout(path)["weights"].dtype.numpy()) == dtype
+    source = read_own_module(f"{PLACE}:weighing", path, (-1, 12))
+    folder, _ = export_bundle(source, Request("m", "1", tmp_path / "r"))
+    x = torch.randn(2, 3, 12)
+    np.testing.assert_allclose(_answer(folder, x), module(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
