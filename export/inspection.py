@@ -68,6 +68,12 @@ def _tensor(spec: dict[str, Any]) -> str:
     return f"{spec['name']} {spec['datatype']} [{', '.join(sizes)}]{' on request' if spec['on_request'] else ''}"
 
 
+def _without_tables(task: dict[str, Any]) -> dict[str, Any]:
+    """The task as one line takes it: of intervals, what they were measured on; --json has their numbers."""
+    found = task.get("intervals")
+    return task if found is None else {**task, "intervals": f"{found['split']}, {found['windows']} windows"}
+
+
 def render(description: dict[str, Any]) -> str:
     """The description as lines for a terminal."""
     graph, provenance, parity = description["graph"], description["provenance"], description["parity"]
@@ -76,7 +82,7 @@ def render(description: dict[str, Any]) -> str:
     rows = [
         ("model", f"{description['name']} version {description['version']}"),
         ("description", description["description"]),
-        ("task", _pairs(description["task"])),
+        ("task", _pairs(_without_tables(description["task"]))),
         ("inputs", "; ".join(map(_tensor, description["inputs"]))),
         ("outputs", "; ".join(map(_tensor, description["outputs"]))),
         ("config", _pairs(provenance["config"])),

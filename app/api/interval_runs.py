@@ -56,7 +56,8 @@ def check_intervals(
         return
     if spec.intervals is None:
         raise UnusableInput(
-            f"{model.name}/{model.version} has no intervals; `kronserve calibrate` adds them", field="quantiles"
+            f"{model.name}/{model.version} has no intervals; `kronserve calibrate` adds them to trained bundles",
+            field="quantiles",
         )
     for number, one in enumerate(prepared):
         rolled = one.horizon > spec.horizon

@@ -127,6 +127,16 @@ def test_inspect_tells_what_the_bundle_is_without_torch(exports: Callable[[str],
     assert "reference evaluator" in done.stdout
 
 
+def test_inspect_leaves_the_numbers_of_intervals_to_json(capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(Path(__file__).parents[2] / "model_repository/hot-etth1/1")
+    inspect([bundle])
+    printed = capsys.readouterr().out
+    assert "intervals=val, 2161 windows" in printed
+    assert max(map(len, printed.splitlines())) < 1500
+    inspect([bundle, "--json"])
+    assert len(json.loads(capsys.readouterr().out)["task"]["intervals"]["errors"]["OT"]) == 16
+
+
 def test_a_broken_manifest_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = tmp_path / "r" / "m" / "1"
     bundle.mkdir(parents=True)
