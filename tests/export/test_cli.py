@@ -134,7 +134,7 @@ def test_inspect_leaves_the_numbers_of_intervals_to_json(capsys: pytest.CaptureF
     assert "intervals=val, 2161 windows" in printed
     assert max(map(len, printed.splitlines())) < 1500
     inspect([bundle, "--json"])
-    assert len(json.loads(capsys.readouterr().out)["task"]["intervals"]["errors"]["OT"]) == 16
+    assert len(json.loads(capsys.readouterr().out)["task"]["intervals"]["errors"]["OT"]) == 15
 
 
 def test_a_broken_manifest_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
