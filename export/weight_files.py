@@ -50,6 +50,8 @@ def read_weights(path: Path, wanted: Set[str] | None = None, *, authors: bool = 
     for name in names:
         # Before anything is traced, and because safetensors does not hold all that PyTorch does.
         check_dtype(path, name, str(stored[name].dtype))
+        if stored[name].layout != torch.strided:
+            raise ExportError(f"{path}: the tensor {name} is {stored[name].layout}; save it as to_dense()")
     if path.suffix == ".safetensors" and all(old == new for old, new in names.items()) and len(names) == len(stored):
         return content
     translated: bytes = save({new: stored[old].detach().clone().contiguous() for old, new in names.items()})

@@ -112,13 +112,11 @@ async def run_quantiles(
             made = await run_past(service, request, model, one.series, origins, horizon)
             errors = await offload_with("pandas", 2 * made.forecasts.nbytes, partial(_counting, made, spec, unsent))
             moves = ~one.constant
-            told = intervals.telling(errors[:, moves])
-            if forecast.rolled:
-                told &= np.isfinite(errors[:, moves, spec.horizon :]).any(axis=(0, 2))
-                if not told.all():
-                    field, fault = ("fill", "was filled") if unsent is not None else ("horizon", "never changes")
-                    why = f"come from the series' own past, and too much of it {fault}"
-                    raise UnusableInput(f"intervals {horizon} steps ahead {why}", field=field)
+            told = intervals.telling(errors[:, moves], spec.horizon if forecast.rolled else None)
+            if forecast.rolled and not told.all():
+                field, fault = ("fill", "was filled") if unsent is not None else ("horizon", "never changes")
+                why = f"come from the series' own past, and too much of it {fault}"
+                raise UnusableInput(f"intervals {horizon} steps ahead {why}", field=field)
             if moves.any() and not told.any():
                 errors, origins = None, None
 

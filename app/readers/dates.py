@@ -70,8 +70,9 @@ def parse_date(text: str, field: str, order: DateOrder | None = None, zone: str 
         )
     try:
         return parse_dates([text], order, zone)
-    except NotADate:
-        raise UnusableInput(f"{field} {text[:40]!r} is not an ISO 8601 timestamp", field=field) from None
+    except NotADate as found:
+        fault = found.reason or "is not an ISO 8601 timestamp"
+        raise UnusableInput(f"{field} {text[:40]!r} {fault}", field=field) from None
 
 
 def is_date(text: str) -> bool:

@@ -139,15 +139,18 @@ class Coverage:
             stretched = None
             if (back[before] >= horizon).sum() >= MIN_KNOWN:
                 before = before[:: -max(1, -(-len(before) // self._most))][::-1]
-                origins, end = self._origins[before], int(self._origins[number])
-                stretched = self._shapes.offsets(counting(self._errors[before], origins, end, self._spec.horizon))
+                origins, end, head = self._origins[before], int(self._origins[number]), self._spec.horizon
+                counted = counting(self._errors[before], origins, end, head)
+                stretched = self._shapes.offsets(counted)
+                if horizon > head:  # where an answer would have none
+                    stretched[:, ~intervals.telling(counted, head), head:] = np.nan
             error, still = self._errors[number], self._still[number]
             for kind, away in (("validation", self._plain), ("validation and history", stretched)):
                 if away is None:
                     continue
                 for level in LEVELS:
                     low, high = away[_EDGES.index(0.5 - level / 2)], away[_EDGES.index(0.5 + level / 2)]
-                    inside = np.where(np.isnan(error), still, (error >= low) & (error <= high))
+                    inside = np.where(np.isnan(error) | np.isnan(low), still, (error >= low) & (error <= high))
                     self.by[kind][level][number] = inside
 
 

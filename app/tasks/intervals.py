@@ -153,11 +153,12 @@ def _factors(errors: Array, up: Array, down: Array, level: float, head: int) -> 
     return factors
 
 
-def telling(errors: Array) -> npt.NDArray[np.bool_]:
+def telling(errors: Array, head: int | None = None) -> npt.NDArray[np.bool_]:
     """Of which variates errors of the past (origins, variates, horizon) are known from enough origins to say how far
-    forecasts miss."""
-    enough: npt.NDArray[np.bool_] = np.isfinite(errors).any(axis=2).sum(axis=0) >= MIN_KNOWN
-    return enough
+    forecasts miss; with `head`, past the model's own horizon, too."""
+    known = np.isfinite(errors)
+    enough: npt.NDArray[np.bool_] = known.any(axis=2).sum(axis=0) >= MIN_KNOWN
+    return enough if head is None else enough & known[:, :, head:].any(axis=(0, 2))
 
 
 def _bands(head: int, horizon: int) -> list[int]:

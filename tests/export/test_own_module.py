@@ -285,6 +285,12 @@ def test_a_safetensors_file_of_such_a_tensor_is_refused_as_well(dtype: str, tmp_
             read(path)
 
 
+def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
+    path = _torch({"weight": torch.eye(3), "mask": torch.eye(3).to_sparse()}, tmp_path / "w.pt")
+    with pytest.raises(ExportError, match=r"the tensor mask is torch\.sparse_coo; save it as to_dense"):
+        read_weights(path)
+
+
 @pytest.mark.parametrize("dtype", EXPORTED)
 def test_every_datatype_that_is_said_to_be_exported_is(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

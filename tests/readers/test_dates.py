@@ -122,6 +122,8 @@ def test_a_timestamp_of_a_request_is_one_that_its_refusal_names() -> None:
     with pytest.raises(UnusableInput, match="until 'soon' is not an ISO 8601 timestamp") as caught:
         parse_date("soon", "until")
     assert caught.value.field == "until"
+    with pytest.raises(UnusableInput, match=r"until '2021-03-28 02:30' .*Europe/Berlin"):  # the clocks skip it
+        parse_date("2021-03-28 02:30", "until", None, "Europe/Berlin")
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,21 @@ def test_coverage_is_that_of_the_intervals_an_answer_would_have_had() -> None:
     np.testing.assert_array_equal(coverage.by["validation and history"][0.8][2500], expected)
 
 
+def test_past_the_head_coverage_counts_no_variate_that_an_answer_would_refuse() -> None:
+    """One stands still but for a peak now and then: too few of its windows tell how far forecasts miss."""
+    values = np.random.default_rng(6).standard_normal((2, 1200))
+    values[1] *= np.arange(1200) % 400 == 0
+    series = Series(values, ("a", "b"))
+    past = rolled(PastForecasts(series, SPEC, np.arange(200, 1080, 4), 100), zeros)
+    coverage = Coverage(past, SPEC)
+    coverage.measure(0, len(past.origins))
+    moves = ~past.constant
+    assert 0 < moves[:, 1].mean() < 0.2
+    inside = coverage.by["validation and history"][0.8]
+    assert np.isfinite(inside[100:, 0, 48:]).all()
+    assert not np.isfinite(inside[moves[:, 1], 1, 48:]).any()
+
+
 def test_a_series_that_never_changes_has_no_mase() -> None:
     series = Series(np.full((1, 200), 3.0), ("a",), pd.date_range("2020-01-01", periods=200, freq="h"))
     origins = origins_of(series, PLAIN, 48, 24, 5)
