@@ -30,6 +30,9 @@ pass of the model is one."""
 
 TINY = 1e-9
 
+CACHED = 1 << 17
+"""Errors that are gone through at a time: they stay in a processor's cache."""
+
 MAX_PROBABILITIES = 100
 """Quantiles and levels of one request."""
 
@@ -136,20 +139,26 @@ def _factors(errors: Array, up: Array, down: Array, level: float, head: int) -> 
 
     1 where the past tells nothing.
     """
+    origins, _, horizon = errors.shape
     factors = np.ones(up.shape)
-    scores = np.maximum(errors / up, -errors / down)
-    scores[:, ~telling(errors)] = np.nan
-    for start, stop in pairwise(_bands(head, errors.shape[2])):
-        own = scores[:, :, start:stop].transpose(1, 0, 2).reshape(len(up), -1)
-        own = np.sort(np.where(np.isfinite(own), own, np.nan), axis=1)  # what is not known comes last
-        sizes = np.isfinite(own).sum(axis=1)
-        some = np.flatnonzero(sizes)
-        # (n + 1) in place of n: the forecast to come is one more of them.
-        rank = np.minimum(1.0, level * (sizes[some] + 1) / sizes[some]) * (sizes[some] - 1)
-        lower = np.floor(rank).astype(np.intp)
-        upper = np.minimum(lower + 1, sizes[some] - 1)
-        found = own[some, lower] + (own[some, upper] - own[some, lower]) * (rank - lower)
-        factors[some, start:stop] = np.maximum(found, 0.0)[:, np.newaxis]
+    told = np.flatnonzero(telling(errors))
+    count = max(1, CACHED // (origins * horizon))
+    for part in (told[start : start + count] for start in range(0, len(told), count)):
+        mine = errors[:, part]
+        scores = np.maximum(mine / up[part], -mine / down[part])
+        known = np.isfinite(scores)
+        scores[~known] = np.inf  # so that what is not known comes last
+        for start, stop in pairwise(_bands(head, horizon)):
+            own = scores[:, :, start:stop].transpose(1, 0, 2).reshape(len(part), -1)
+            sizes = known[:, :, start:stop].sum(axis=(0, 2))
+            some = np.flatnonzero(sizes)
+            # (n + 1) in place of n: the forecast to come is one more of them.
+            rank = np.minimum(1.0, level * (sizes[some] + 1) / sizes[some]) * (sizes[some] - 1)
+            lower = np.floor(rank).astype(np.intp)
+            upper = np.minimum(lower + 1, sizes[some] - 1)
+            own.partition(np.unique([lower, upper]), axis=1)
+            found = own[some, lower] + (own[some, upper] - own[some, lower]) * (rank - lower)
+            factors[part[some], start:stop] = np.maximum(found, 0.0)[:, np.newaxis]
     return factors
 
 
