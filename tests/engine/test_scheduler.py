@@ -248,10 +248,18 @@ BRIEF = 3 * 1e-4
 """Seconds that a row of it is expected to take."""
 
 
+async def at_rest(scheduler: Scheduler) -> None:
+    """Return when every executor waits for work: one that has just told of an answer would take the next request."""
+    async with asyncio.timeout(10):
+        while len(scheduler._work_came._waiters) < scheduler.executors:  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
 async def trials(scheduler: Scheduler, model: DoublingModel) -> None:
     """As many lone requests as show that there is but one client."""
     for _ in range(LONE_TRIALS):
         await scheduler.submit(model, rows(1), ["y"])
+        await at_rest(scheduler)
 
 
 async def test_the_event_loop_runs_a_lone_client_s_rows_and_tries_again_whether_it_is_alone():
@@ -260,6 +268,7 @@ async def test_the_event_loop_runs_a_lone_client_s_rows_and_tries_again_whether_
         for n in range(2 * (LONE_TRIALS + LONE_RUNS)):
             result = await scheduler.submit(model, rows(*range(n, n + n % 2)), ["y"])
             np.testing.assert_array_equal(result["y"], rows(*range(n, n + n % 2))["x"] * 2)
+            await at_rest(scheduler)
         assert model.in_loop == [*[False] * LONE_TRIALS, *[True] * LONE_RUNS] * 2
         await trials(scheduler, model)
         with pytest.raises(InferenceFailed):
@@ -297,6 +306,7 @@ async def test_executors_run_what_is_not_alone_or_has_several_rows():
         await trials(scheduler, model)
         await scheduler.submit(model, rows(1, 2), ["y"])  # two executors do that in the time of one row
         assert True not in model.in_loop
+        await at_rest(scheduler)
         await scheduler.submit(model, rows(1), ["y"])
         assert model.in_loop.pop()
         await asyncio.gather(*(scheduler.submit(model, rows(n), ["y"]) for n in range(2)))  # the first seemed alone
@@ -311,6 +321,7 @@ async def test_executors_run_what_is_not_alone_or_has_several_rows():
         await scheduler.submit(model, rows(1), ["y"])
         assert True not in model.in_loop, "not long ago there was another client"
         now[0] += COMPANY_SECONDS
+        await at_rest(scheduler)
         await scheduler.submit(model, rows(1), ["y"])
         assert model.in_loop[-1]
 
